@@ -1,0 +1,43 @@
+# Every target sets up what it needs in $(VENV); nothing outside this folder is changed.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.installed
+PILOT_ARGS ?=
+TEST_ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help pilot test test-full lint bench clean
+
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo "  Variables: PYTHON=python3.12 (makes $(VENV)), PILOT_ARGS='--shots 5,10', TEST_ARGS='-k store -x'"
+
+pilot: $(READY) ## compare the methods on small built-in images (or PILOT_ARGS=FOLDER) and write a report
+	$(BIN)/hydramix pilot $(PILOT_ARGS)
+
+test: $(READY) ## one pass over everything, in minutes
+	$(BIN)/pytest $(TEST_ARGS)
+
+test-full: $(READY) ## whole matrices and long fault tests as well
+	$(BIN)/pytest --full $(TEST_ARGS)
+
+lint: $(READY) ## style, formatting, types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(READY) ## measure what benchmarks/ promises
+	@set -e; for script in $(sort $(wildcard benchmarks/*.py)); do echo "== $$script"; $(BIN)/python $$script; done
+
+clean: ## remove the environment, caches and builds; runs and data stay
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Tests and pilot share one environment: one thing to make, to explain and to renew.
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; ok = sys.version_info >= (3, 11); sys.exit(None if ok else "hydramix_dist needs Python 3.11 or newer, $(PYTHON) is " + sys.version.split()[0] + "; name another one: make PYTHON=python3.12 ...")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --disable-pip-version-check -e '.[dev]' -c constraints.txt
+	@touch $@

@@ -1,0 +1,132 @@
+"""All commands and their options."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(
+    name="hydramix",
+    help="Learned mixing of a few labelled images per class: does it make your classifier better, and at what cost?",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+data_app = typer.Typer(help="Import, look at and check image sets.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(data_app, name="data")
+
+JsonFlag = Annotated[bool, typer.Option("--json", help="print one JSON object for machines")]
+
+
+@app.callback()
+def _log_to_stderr() -> None:
+    import logging
+
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+
+
+@app.command()
+def pilot(
+    data: Annotated[
+        str | None,
+        typer.Argument(
+            help="folder of class folders, archive, CIFAR or STL binary, or an imported set; none: built-in photos"
+        ),
+    ] = None,
+    preset: Annotated[str, typer.Option(help="smoke, quick, standard, paper, or a YAML file")] = "quick",
+    shots: Annotated[str | None, typer.Option(help="labelled images a class, for example 5,10")] = None,
+    seeds: Annotated[str | None, typer.Option(help="number of seeds, or a list such as 0,1,2")] = None,
+    arms: Annotated[str | None, typer.Option(help="arms to run, for example baseline,hydramix")] = None,
+    mix: Annotated[int | None, typer.Option(help="K, images in one mix of the HydraMix arms")] = None,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="any setting, key=value; may be repeated")] = None,
+    out: Annotated[
+        str | None, typer.Option(help="folder of the run; none: runs/ and a name made of data and settings")
+    ] = None,
+    resume: Annotated[bool, typer.Option(help="go on with the pilot in --out, with the settings stored there")] = False,
+    json_: JsonFlag = False,
+) -> int:
+    """Compare arms with and without mixing on one image set, and write a report that says whether mixing helped."""
+    from hydramix_dist.cli.pilot import pilot_command
+
+    return pilot_command(data, preset, shots, seeds, arms, mix, set_ or [], out, resume, json_)
+
+
+@app.command()
+def predict(
+    run: Annotated[str, typer.Argument(help="folder of a pilot, or of one of its classifiers")],
+    images: Annotated[Path, typer.Argument(help="an image, or a folder of images")],
+    arm: Annotated[str | None, typer.Option(help="arm of a pilot to use; none: the one with the best mean")] = None,
+    out: Annotated[Path | None, typer.Option(help="CSV file to write; none: print")] = None,
+    json_: JsonFlag = False,
+) -> int:
+    """Classify new images with a finished run: one line an image with class and probability."""
+    from hydramix_dist.cli.predict import predict_command
+
+    return predict_command(run, images, arm, out, json_)
+
+
+@app.command()
+def report(
+    runs: Annotated[list[str], typer.Argument(help="folders of pilots; several make one comparing page")],
+    out: Annotated[str | None, typer.Option(help="folder of the comparing page; none: here")] = None,
+    json_: JsonFlag = False,
+) -> int:
+    """Write a pilot's page anew from its results, or one page over several pilots."""
+    from hydramix_dist.cli.report import report_command
+
+    return report_command(runs, out, json_)
+
+
+@app.command()
+def doctor(
+    folder: Annotated[str, typer.Argument(help="where runs will be written")] = ".",
+    json_: JsonFlag = False,
+) -> int:
+    """Check this machine: what works, what is missing, how to mend it."""
+    from hydramix_dist.cli.doctor import doctor_command
+
+    return doctor_command(folder, json_)
+
+
+@data_app.command("import")
+def data_import(
+    src: Annotated[str, typer.Argument(help="folder of class folders, zip or tar of one, CIFAR-10/-100, STL-10")],
+    dst: Annotated[str, typer.Argument(help="folder or URL to write the image set to")],
+    size: Annotated[
+        int | None, typer.Option(help="stored side; none: native where square, equal and at most 96, else 64")
+    ] = None,
+    fit: Annotated[str, typer.Option(help="crop (short side, centre crop) or letterbox")] = "crop",
+    holdout: Annotated[
+        float, typer.Option(help="share of each class held out for testing where the source has no test part")
+    ] = 0.5,
+    licence: Annotated[Path | None, typer.Option(help="text file with the licence, kept in the manifest")] = None,
+    segment_side: Annotated[
+        int | None, typer.Option(help="side at which segments are made; none: chosen from the size")
+    ] = None,
+    json_: JsonFlag = False,
+) -> int:
+    """Import images once: checked, decoded, segmented, written as Parquet shards with a manifest."""
+    from hydramix_dist.cli.data import import_command
+
+    return import_command(src, dst, size, fit, holdout, licence, segment_side, json_)
+
+
+@data_app.command("show")
+def data_show(
+    url: Annotated[str, typer.Argument(help="an imported image set")],
+    shots: Annotated[str | None, typer.Option(help="also warn of classes with fewer images than this")] = None,
+    json_: JsonFlag = False,
+) -> int:
+    """Show classes, counts, sizes and warnings (duplicates, leaks between train and test, imbalance)."""
+    from hydramix_dist.cli.data import show_command
+
+    return show_command(url, shots, json_)
+
+
+@data_app.command("verify")
+def data_verify(url: Annotated[str, typer.Argument(help="an imported image set")], json_: JsonFlag = False) -> int:
+    """Check every file against its recorded sha256; damaged ones are named, and the exit code is then 1."""
+    from hydramix_dist.cli.data import verify_command
+
+    return verify_command(url, json_)

@@ -1,0 +1,142 @@
+"""The command `hydramix pilot`."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from hydramix_dist.cli.console import LiveDisplay, error_console, print_json
+from hydramix_dist.config.load import build, configs_root, dump, override, read_yaml
+from hydramix_dist.config.schema import PilotSettings
+from hydramix_dist.errors import UserError, nearest
+from hydramix_dist.evaluation.results import PilotResults, load_results
+from hydramix_dist.orchestration.pilot import find_finished, read_stored, run_pilot
+from hydramix_dist.store import Store
+from hydramix_dist.store.run import digest
+
+
+def pilot_command(
+    data: str | None,
+    preset: str,
+    shots: str | None,
+    seeds: str | None,
+    arms: str | None,
+    mix: int | None,
+    assignments: list[str],
+    out: str | None,
+    resume: bool,
+    json_: bool,
+) -> int:
+    """Run the pilot and show its answer; return 0, or 1 where trainings failed."""
+    if resume:
+        if out is None:
+            raise UserError("--resume needs --out, the folder of the pilot to go on with")
+        store = Store(out)
+        tree, preset_name, data = read_stored(store)
+        settings = build(PilotSettings, tree, store.path("run.json"))
+    else:
+        settings = _settings(preset, shots, seeds, arms, mix, assignments)
+        preset_name = preset
+        store = Store(out or _default_out(data, preset, settings))
+    console = error_console()
+    if find_finished(store, data, settings):
+        console.print(f"finished already; the report is {store.path('report.html')}", highlight=False, markup=False)
+        return _show(load_results(store), store, json_)
+    console.print(f"writing to {store.url}", highlight=False, markup=False)
+    with LiveDisplay(console) as display:
+        outcome = run_pilot(data, settings, preset_name, store, display)
+    _show(outcome.results, store, json_)
+    return 1 if outcome.failed else 0
+
+
+def _settings(
+    preset: str, shots: str | None, seeds: str | None, arms: str | None, mix: int | None, assignments: list[str]
+) -> PilotSettings:
+    path = configs_root() / "pilot" / f"{preset}.yaml"
+    if preset.endswith((".yaml", ".yml")):
+        path = Path(preset)
+    elif not path.exists():
+        known = sorted(file.stem for file in path.parent.glob("*.yaml"))
+        raise UserError(
+            f"--preset '{preset}' is not known{nearest(preset, known)}; there are {', '.join(known)}, or a .yaml file"
+        )
+    tree: dict[str, Any] = override(read_yaml(path), assignments)
+    if shots is not None:
+        tree["shots"] = _integers("--shots", shots)
+    if seeds is not None:
+        given = _integers("--seeds", seeds)
+        tree["seeds"] = list(range(given[0])) if len(given) == 1 and "," not in seeds else given
+    if arms is not None:
+        tree["arms"] = _chosen_arms(tree.get("arms", {}), arms)
+    if mix is not None:
+        _set_mix(tree, mix)
+    return build(PilotSettings, tree, str(path))
+
+
+def _integers(option: str, text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",") if part.strip()]
+    except ValueError as error:
+        raise UserError(f"{option} '{text}' is not a list of whole numbers such as 5,10") from error
+
+
+def _chosen_arms(arms: dict[str, Any], text: str) -> dict[str, Any]:
+    wanted = [name.strip() for name in text.split(",") if name.strip()]
+    for name in wanted:
+        if name not in arms:
+            raise UserError(f"--arms '{name}' is not an arm{nearest(name, arms)}; there are {', '.join(arms)}")
+    return {name: arms[name] for name in wanted}
+
+
+def _set_mix(tree: dict[str, Any], count: int) -> None:
+    """Set K in every generator whose mask is not ChimeraMix's, which is defined for two images."""
+    for generator in tree.get("generators", {}).values():
+        mix = generator.setdefault("mix", {})
+        if not str(mix.get("mask", {}).get("kind", "")).startswith("chimera"):
+            mix["count"] = count
+
+
+def _default_out(data: str | None, preset: str, settings: PilotSettings) -> str:
+    """Return a folder that the same call finds again and another call does not meet."""
+    name = "photo-patches" if data is None else Path(data).name.partition(".")[0]
+    label = Path(preset).name.partition(".")[0]
+    return f"runs/{label}-{name}-{digest([data, dump(settings)])[:8]}"
+
+
+def _show(results: PilotResults, store: Store, json_: bool) -> int:
+    if json_:
+        print_json(
+            json.dumps({"run": store.url, "report": store.path("report.html"), **results.model_dump(mode="json")})
+        )
+        return 0
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    console.print()
+    for sentence in results.verdict.sentences:
+        console.print(sentence, highlight=False, markup=False)
+    table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0))
+    for heading in ("arm", "N", "seeds", "accuracy", "spread", "seconds a seed"):
+        table.add_column(heading, justify="left" if heading == "arm" else "right")
+    for summary in results.summaries:
+        table.add_row(
+            summary.arm,
+            str(summary.shots),
+            str(summary.n),
+            f"{100 * summary.mean:.1f} %",
+            "-" if summary.sd is None else f"{100 * summary.sd:.1f}",
+            f"{summary.seconds + summary.generator_seconds:.0f}",
+        )
+    console.print()
+    console.print(table)
+    console.print()
+    for label, path in (
+        ("report", store.path("report.html")),
+        ("numbers", store.path("results.json")),
+        ("settings", store.path("run.json")),
+    ):
+        console.print(f"{label:<9} {path}", highlight=False, markup=False, soft_wrap=True)
+    console.print(
+        f"{'go on':<9} hydramix pilot --resume --out {store.url}", highlight=False, markup=False, soft_wrap=True
+    )
+    return 0

@@ -1,0 +1,1 @@
+"""Typed settings, their YAML files and overrides."""

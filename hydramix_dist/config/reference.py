@@ -1,0 +1,100 @@
+"""The settings reference, written from the schema so that the page cannot drift from the code.
+
+`python -m hydramix_dist.config.reference > docs/settings.md` renews the page.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from hydramix_dist.config.schema import PilotSettings
+
+_HEAD = """# Settings
+
+Written from the schema by `python -m hydramix_dist.config.reference > docs/settings.md`: to change this page, edit the
+descriptions in `hydramix_dist/config/schema.py` and run that command.
+
+Keys are given in a YAML file or on the command line as `key=value`, for instance `classifier.batch=16`. Unknown keys
+are refused. `<name>` stands for a name of your choice. Text is never taken for a number, and a number with a fraction
+never for a whole one.
+"""
+
+_TYPES = {
+    "boolean": "`true`, `false`",
+    "integer": "whole number",
+    "number": "number",
+    "string": "text",
+    "null": "`null`",
+}
+_LIMITS = {"exclusiveMinimum": ">", "minimum": ">=", "exclusiveMaximum": "<", "maximum": "<="}
+
+
+@dataclass(frozen=True)
+class Key:
+    """One key: its path with dots; allowed values, default and meaning as Markdown."""
+
+    path: str
+    allowed: str
+    default: str
+    meaning: str
+
+
+@dataclass(frozen=True)
+class Section:
+    """The keys that stand directly in one section of the settings; `path` is "" for the outermost."""
+
+    path: str
+    summary: str
+    keys: list[Key] = field(default_factory=list)
+
+
+def settings_sections() -> list[Section]:
+    """Return all sections of the pilot's settings, which hold every other section, outer ones first."""
+    schema = PilotSettings.model_json_schema()
+    return list(_walk(schema, schema["$defs"], ""))
+
+
+def settings_reference() -> str:
+    """Return the Markdown page of all settings: a table a section, with allowed values, default and meaning."""
+    parts = [_HEAD]
+    for section in settings_sections():
+        title = f"`{section.path}`" if section.path else "Top level"
+        parts.append(f"\n## {title}\n\n{section.summary}\n\n| key | allowed | default | meaning |\n|---|---|---|---|\n")
+        parts += [f"| `{key.path}` | {key.allowed} | `{key.default}` | {key.meaning} |\n" for key in section.keys]
+    return "".join(parts)
+
+
+def _walk(node: dict[str, Any], definitions: dict[str, Any], path: str) -> Iterator[Section]:
+    section = Section(path, node["description"].partition("\n")[0])
+    below = []
+    for name, value in node["properties"].items():
+        inner = f"{path}.{name}" if path else name
+        if "$ref" in value:
+            below.append((value["$ref"], inner))
+        elif "additionalProperties" in value:
+            below.append((value["additionalProperties"]["$ref"], f"{inner}.<name>"))
+        else:
+            section.keys.append(Key(inner, _allowed(value), json.dumps(value["default"]), value.get("description", "")))
+    yield section
+    for reference, inner in below:
+        yield from _walk(definitions[reference.removeprefix("#/$defs/")], definitions, inner)
+
+
+def _allowed(value: dict[str, Any]) -> str:
+    """Return what a key may hold: its type and limits, or its few values."""
+    if "anyOf" in value:
+        return " or ".join(_allowed(part) for part in value["anyOf"])
+    if "enum" in value:
+        return ", ".join(f"`{word}`" for word in value["enum"])
+    if value["type"] == "array":
+        at_least = f" ({value['minItems']} or more)" if "minItems" in value else ""
+        return f"list of {_allowed(value['items'])}{at_least}"
+    limits = [f"{sign} {value[key]:g}" for key, sign in _LIMITS.items() if key in value]
+    if "pattern" in value:
+        limits.append("`" + value["pattern"].replace("|", r"\|") + "`")  # a bare bar would end the table's cell
+    return " ".join([_TYPES[value["type"]], " and ".join(limits)]).rstrip()
+
+
+if __name__ == "__main__":
+    print(settings_reference(), end="")

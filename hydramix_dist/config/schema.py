@@ -1,0 +1,230 @@
+"""The settings of every training and of the pilot, as frozen typed models.
+
+Defaults are the method's published setting where one is known, otherwise "our choice"; `docs/method.md`
+says which is which. Ready combinations lie in `configs/`.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Count = Annotated[int, Field(ge=1)]
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+Weight = Annotated[float, Field(ge=0.0)]
+
+MaskKind = Literal["grid", "segments-independent", "segments-contiguous", "chimera-grid", "chimera-segments"]
+Augmentation = Literal["basic", "trivial"]
+
+
+class Settings(BaseModel):
+    """Base of all settings: frozen, unknown keys refused, text never taken for a number."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class SegmentSettings(Settings):
+    """Felzenszwalb's segmentation, run once per image on the unaugmented image."""
+
+    scale: Annotated[float, Field(gt=0, description="larger value: larger segments")] = 60.0
+    min_size: Annotated[int, Field(ge=1, description="smallest segment, pixels")] = 60
+    sigma: Annotated[float, Field(ge=0, description="width of the smoothing before segmentation, pixels")] = 0.8
+
+
+class MaskSettings(Settings):
+    """How the mask over the K sources is drawn and brought to feature resolution."""
+
+    kind: Annotated[MaskKind, Field(description="rule that gives cells to sources")] = "segments-independent"
+    downsample: Annotated[
+        Literal["nearest", "area"], Field(description="hard one-hot cells, or box averages in [0,1]")
+    ] = "nearest"
+    grid: Annotated[int, Field(ge=1, description="cells a side of the grid kinds")] = 4
+
+
+class MixSettings(Settings):
+    """Which images are mixed and under which mask."""
+
+    count: Annotated[int, Field(ge=1, le=16, description="K, images in one mix")] = 3
+    self_pairs: Annotated[
+        bool, Field(description="a partner may be the anchor itself (ChimeraMix), instead of K different images")
+    ] = False
+    mask: MaskSettings = MaskSettings()
+
+    @model_validator(mode="after")
+    def _chimera_is_two(self) -> "MixSettings":
+        if self.mask.kind.startswith("chimera") and self.count != 2:
+            raise ValueError(f"mask kind '{self.mask.kind}' is defined for count 2, not {self.count}")
+        return self
+
+
+class GeneratorNetworkSettings(Settings):
+    """Shape of encoder and decoder."""
+
+    side: Annotated[int, Field(ge=16, description="image side the generator works at, pixels")] = 64
+    width: Annotated[int, Field(ge=1, description="channels after the first convolution")] = 64
+    downsamplings: Annotated[int, Field(ge=1, le=4, description="stride-2 stages; channels double at each")] = 2
+    blocks: Annotated[int, Field(ge=0, description="residual blocks in all")] = 4
+    mix_after: Annotated[
+        str, Field(description="layer after which features are fused: stem, down1.., block1.., or up1..")
+    ] = "block2"
+    decoder_blocks: Annotated[
+        Literal["apply", "skip"], Field(description="'skip': the released code, whose decoder bypasses its blocks")
+    ] = "apply"
+
+    def layer_names(self) -> list[str]:
+        """Return the names of the generator's layers in order; features can be fused after any but the last."""
+        return [
+            "stem",
+            *(f"down{i + 1}" for i in range(self.downsamplings)),
+            *(f"block{i + 1}" for i in range(self.blocks)),
+            *(f"up{i + 1}" for i in range(self.downsamplings)),
+            "head",
+        ]
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "GeneratorNetworkSettings":
+        allowed = self.layer_names()[:-1]
+        if self.mix_after not in allowed:
+            raise ValueError(f"mix_after '{self.mix_after}' is none of {', '.join(allowed)}")
+        factor = max(8, 2**self.downsamplings)  # 8: three pyramid levels of the perceptual loss
+        if self.side % factor:
+            raise ValueError(f"side {self.side} is not divisible by {factor}")
+        return self
+
+
+class DiscriminatorSettings(Settings):
+    """The patch discriminator and what it is shown."""
+
+    width: Annotated[int, Field(ge=1, description="channels after the first convolution")] = 64
+    score: Annotated[
+        Literal["sigmoid", "linear"], Field(description="least squares on a sigmoid (released) or on the bare score")
+    ] = "sigmoid"
+    augment: Annotated[
+        bool, Field(description="same random differentiable augmentation on real and mixed images before D")
+    ] = False
+    real_per_batch: Annotated[
+        bool, Field(description="one draw a step picks the real source (released), instead of one a sample")
+    ] = False
+
+
+class LossSettings(Settings):
+    """Weights of the generator's loss terms."""
+
+    reconstruction: Annotated[Weight, Field(description="mean squared error between reconstructions and sources")] = (
+        1000.0
+    )
+    perceptual: Annotated[Weight, Field(description="L1 between their Laplacian pyramids, no pretrained network")] = 1.0
+    adversarial: Annotated[Weight, Field(description="the discriminator's judgement of the mix")] = 1.0
+
+
+class AdamSettings(Settings):
+    """Adam, for generator and discriminator alike."""
+
+    lr: Annotated[float, Field(gt=0, description="rate before the first milestone")] = 2e-4
+    beta1: Annotated[Share, Field(description="memory of the mean gradient")] = 0.5
+    beta2: Annotated[Share, Field(description="memory of the squared gradient")] = 0.999
+
+
+class GeneratorSettings(Settings):
+    """One generator training. All of it, with the data, is part of the generator's key."""
+
+    network: GeneratorNetworkSettings = GeneratorNetworkSettings()
+    discriminator: DiscriminatorSettings = DiscriminatorSettings()
+    mix: MixSettings = MixSettings()
+    segments: SegmentSettings = SegmentSettings()
+    loss: LossSettings = LossSettings()
+    optimizer: AdamSettings = AdamSettings()
+    batch: Annotated[int, Field(ge=1, description="mixes a step, over all workers")] = 64
+    images: Annotated[int, Field(ge=1, description="length of the training: mixes seen")] = 1_000_000
+    milestones: Annotated[
+        tuple[Share, ...], Field(description="shares of the training at which the rate drops", strict=False)
+    ] = (0.3, 0.6, 0.8)
+    decay: Annotated[float, Field(gt=0, le=1, description="factor on the rate at each milestone")] = 0.2
+
+    @model_validator(mode="after")
+    def _discriminator_fits(self) -> "GeneratorSettings":
+        # Four stride-2 layers; instance norm needs more than one cell after them.
+        if self.network.side < 32:
+            raise ValueError(f"network.side {self.network.side} is below 32, the least the discriminator can take")
+        return self
+
+
+class SgdSettings(Settings):
+    """SGD with Nesterov momentum and a cosine schedule to zero."""
+
+    lr: Annotated[float, Field(gt=0, description="rate at the first step")] = 4.6e-3
+    momentum: Annotated[Share, Field(description="Nesterov momentum")] = 0.9
+    weight_decay: Annotated[Weight, Field(description="pull of every weight towards zero")] = 5.3e-3
+
+
+class ClassifierSettings(Settings):
+    """One classifier training."""
+
+    network: Annotated[str, Field(pattern=r"^(wrn-\d+-\d+|resnet50)$", description="wrn-DEPTH-WIDTH or resnet50")] = (
+        "wrn-16-8"
+    )
+    dropout: Annotated[float, Field(ge=0, lt=1, description="inside the blocks of a wide ResNet")] = 0.3
+    side: Annotated[int, Field(ge=16, description="image side the classifier works at, pixels")] = 32
+    optimizer: SgdSettings = SgdSettings()
+    batch: Annotated[int, Field(ge=2, description="images a step, over all workers")] = 10
+    images: Annotated[int, Field(ge=2, description="length of the training: images seen")] = 1_000_000
+    mix_share: Annotated[float, Field(ge=0, le=1, description="probability that a whole batch is mixed")] = 0.5
+
+
+class RuntimeSettings(Settings):
+    """How the machine is used; precision and threads change the last bits of the numbers."""
+
+    device: Annotated[Literal["auto", "cpu", "cuda"], Field(description="auto: a GPU where there is one")] = "auto"
+    precision: Annotated[Literal["bf16", "fp32"], Field(description="bf16: autocast, losses in fp32")] = "bf16"
+    channels_last: Annotated[bool, Field(description="images and weights in NHWC order in memory")] = True
+    compile: Annotated[bool, Field(description="torch.compile; resuming is then not bit-equal")] = False
+    threads: Annotated[int, Field(ge=1, description="CPU threads of one training")] = 1
+    checkpoints: Annotated[
+        int, Field(ge=1, description="saves spread over a training; the test curve has as many points")
+    ] = 5
+    keep: Annotated[int, Field(ge=1, description="newest checkpoints kept")] = 2
+
+
+class ArmSettings(Settings):
+    """One method in a comparison: an augmentation, and a generator or none."""
+
+    augmentation: Annotated[Augmentation, Field(description="crop and flip, or TrivialAugment before them")] = "basic"
+    generator: Annotated[str | None, Field(description="key under `generators`; null: an arm without mixing")] = None
+
+
+class PilotSettings(Settings):
+    """The whole comparison: arms x shots x seeds on one data set."""
+
+    shots: Annotated[tuple[Count, ...], Field(min_length=1, strict=False, description="N, labelled images a class")] = (
+        5,
+    )
+    seeds: Annotated[
+        tuple[int, ...], Field(min_length=1, strict=False, description="one subset and one training of every arm each")
+    ] = (0, 1, 2)
+    validation: Annotated[float, Field(ge=0, lt=1, description="share of the N-shot subset held out; needs N >= 5")] = (
+        0.0
+    )
+    test_limit: Annotated[int | None, Field(ge=1, description="test images used, evenly over classes; null: all")] = (
+        None
+    )
+    verdict: Annotated[bool, Field(description="false: too short to judge; the report says so")] = True
+    generators: dict[str, GeneratorSettings] = {"hydramix": GeneratorSettings()}
+    classifier: ClassifierSettings = ClassifierSettings()
+    arms: Annotated[dict[str, ArmSettings], Field(min_length=1)] = {"baseline": ArmSettings()}
+    runtime: RuntimeSettings = RuntimeSettings()
+    workers: Annotated[
+        int | None, Field(ge=1, description="trainings at a time; null: cores / threads, 1 on a GPU")
+    ] = None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "PilotSettings":
+        for name, arm in self.arms.items():
+            if arm.generator is not None and arm.generator not in self.generators:
+                known = ", ".join(self.generators) or "none"
+                raise ValueError(f"arms.{name}.generator '{arm.generator}' is not under generators (known: {known})")
+        if self.validation and min(self.shots) < 5:
+            raise ValueError(f"a validation part needs at least 5 images a class, shots has {min(self.shots)}")
+        for key in ("shots", "seeds"):
+            values = getattr(self, key)
+            if len(set(values)) != len(values):
+                raise ValueError(f"{key} lists a value twice: {values}")
+        return self

@@ -1,0 +1,1 @@
+"""Images: import once, draw N-shot subsets, hold them as tensors, augment them as tensors."""

@@ -1,0 +1,110 @@
+"""The record of a data set: what it holds, where it came from, and the checksum of every file. Written last."""
+
+import hashlib
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from hydramix_dist.errors import UserError
+from hydramix_dist.store.store import Store
+
+SCHEMA_VERSION = 1
+MANIFEST = "manifest.json"
+INDEX = "index.parquet"
+SPLITS = ("train", "test")
+
+Fit = Literal["crop", "letterbox"]
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class FileRecord(_Record):
+    """One object of the data set: path below its folder, size in bytes, sha256 in hex."""
+
+    path: str
+    bytes: int
+    sha256: str
+
+
+class Refused(_Record):
+    """One thing of the source that did not come in, and why."""
+
+    item: str
+    reason: str
+
+
+class Sizes(_Record):
+    """The stored side, and the smallest and largest width and height of the originals, pixels."""
+
+    side: int
+    width: tuple[int, int]
+    height: tuple[int, int]
+
+
+class Manifest(_Record):
+    """The whole record. `counts` has, for each split, the number of images of each class, in class order."""
+
+    schema_version: int
+    source: str
+    layout: str
+    plan: str
+    classes: tuple[str, ...]
+    counts: dict[str, tuple[int, ...]]
+    sizes: Sizes
+    fit: Fit
+    holdout: float | None
+    licence: str | None
+    versions: dict[str, str]
+    files: tuple[FileRecord, ...]
+    refused: tuple[Refused, ...]
+    warnings: tuple[str, ...]
+    fingerprint: str
+
+
+def write_manifest(store: Store, manifest: Manifest) -> None:
+    """Write the record; the data set exists from here on."""
+    store.put(MANIFEST, (manifest.model_dump_json(indent=2) + "\n").encode())
+
+
+def read_manifest(store: Store) -> Manifest:
+    """Return the record of the data set in `store`. Raises UserError: none there, a newer schema, or a broken file."""
+    try:
+        text = store.read(MANIFEST)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise UserError(
+            f"{store.url} holds no data set (no {MANIFEST} there); make one with: hydramix data import SRC {store.url}"
+        ) from error
+    check_schema(store.path(MANIFEST), text, SCHEMA_VERSION)
+    try:
+        return Manifest.model_validate_json(text)
+    except ValidationError as error:
+        raise broken_record(store.path(MANIFEST)) from error
+
+
+class _Version(BaseModel):
+    schema_version: int
+
+
+def check_schema(path: str, text: bytes, newest: int) -> None:
+    """Raise UserError where a JSON record was written by a newer version than this one, or is no record at all."""
+    try:
+        version = _Version.model_validate_json(text).schema_version
+    except ValidationError as error:
+        raise broken_record(path) from error
+    if version > newest:
+        raise UserError(
+            f"{path} has schema version {version}, this program reads up to {newest}; "
+            "use the program version that wrote it, or a later one"
+        )
+
+
+def broken_record(path: str) -> UserError:
+    """Return the error for a record that cannot be read."""
+    return UserError(f"{path} is damaged; import the data again, into an empty folder")
+
+
+def file_record(path: str, data: bytes) -> FileRecord:
+    """Return the record of an object's content."""
+    return FileRecord(path=path, bytes=len(data), sha256=hashlib.sha256(data).hexdigest())

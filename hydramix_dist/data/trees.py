@@ -1,0 +1,222 @@
+"""The files of a source, whether it is a folder, a zip or a tar: listed once, read one by one, never unpacked to disk.
+
+What could lead outside the source (links, absolute names, "..") is left out and listed.
+"""
+
+import bz2
+import gzip
+import lzma
+import os
+import shutil
+import stat
+import tarfile
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import IO
+
+from hydramix_dist.data.decode import MAX_BYTES, Refusal
+from hydramix_dist.data.manifest import Refused
+from hydramix_dist.errors import UserError
+
+Reader = Callable[[], bytes]
+_SPOOL = 512 * 2**20
+
+
+@dataclass
+class Tree:
+    """Files by relative path with their readers (each raises Refusal), folders, and what was left out."""
+
+    name: str
+    files: dict[str, Reader] = field(default_factory=dict)
+    folders: set[str] = field(default_factory=set)
+    refused: list[Refused] = field(default_factory=list)
+
+    def refuse(self, item: str, reason: str) -> None:
+        """Leave an item out, with the reason."""
+        self.refused.append(Refused(item=item, reason=reason))
+
+    def below(self, top: str) -> "Tree":
+        """Return the part of the tree inside the folder `top`, its paths starting there."""
+        prefix = f"{top}/"
+        files = {path[len(prefix) :]: read for path, read in self.files.items() if path.startswith(prefix)}
+        folders = {path[len(prefix) :] for path in self.folders if path.startswith(prefix)}
+        return Tree(self.name, files, folders, self.refused)
+
+
+def open_tree(path: Path) -> Tree:
+    """Return the tree at a local path. Raises UserError: missing, neither folder nor archive, or a broken archive."""
+    if not path.exists():
+        raise UserError(f"'{path}' does not exist; give a folder with one sub-folder a class, or a zip or tar of one")
+    if path.is_dir():
+        return _folder(path.resolve())
+    try:
+        if zipfile.is_zipfile(path):
+            return _zip(path)
+        stream = _tar_stream(path)
+        return _tar(path, stream)
+    except (zipfile.BadZipFile, tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile) as error:
+        raise UserError(
+            f"'{path}' is neither a folder nor a whole zip or tar archive ({error}); "
+            "give a folder with one sub-folder a class, or a zip or tar of one"
+        ) from error
+
+
+def _skipped(path: str) -> bool:
+    """Return whether a path is a system's own litter (.DS_Store, __MACOSX, Thumbs.db)."""
+    return any(part.startswith(".") or part in ("__MACOSX", "Thumbs.db", "desktop.ini") for part in path.split("/"))
+
+
+# ---- folder
+
+
+def _folder(root: Path) -> Tree:
+    tree = Tree(root.name)
+    for parent, folders, names in os.walk(root, onerror=_unlisted):
+        here = Path(parent)
+        folders.sort()
+        for name in folders:
+            path = (here / name).relative_to(root).as_posix()
+            if (here / name).is_symlink():
+                tree.refuse(path, "a link to a folder; such links are not followed")
+            elif not _skipped(path):
+                tree.folders.add(path)
+        for name in sorted(names):
+            path = (here / name).relative_to(root).as_posix()
+            if _skipped(path):
+                continue
+            if not (here / name).resolve().is_relative_to(root):
+                tree.refuse(path, "a link to a file outside the source")
+            elif (here / name).is_symlink() and not (here / name).exists():
+                tree.refuse(path, "a link that leads nowhere")
+            elif not (here / name).is_file():
+                tree.refuse(path, "no regular file")
+            else:
+                tree.files[path] = partial(_read_file, here / name)
+    return tree
+
+
+def _unlisted(error: OSError) -> None:
+    raise UserError(
+        f"folder {error.filename} cannot be listed ({error.strerror}); mend its rights or leave it out"
+    ) from error
+
+
+def _read_file(path: Path) -> bytes:
+    try:
+        _check_size(path.stat().st_size)
+        return path.read_bytes()
+    except OSError as error:
+        raise Refusal(f"unreadable ({error.strerror})") from error
+
+
+# ---- archives
+
+
+def _admit(tree: Tree, path: str) -> bool:
+    """Return whether a member's name stays inside the archive; a bad or repeated one is listed."""
+    parts = path.replace("\\", "/").split("/")
+    if path.startswith(("/", "\\")) or ".." in parts or (len(parts[0]) > 1 and parts[0][1] == ":"):
+        tree.refuse(path, "an archive member with an absolute path or '..'")
+        return False
+    if path in tree.files:
+        tree.refuse(path, "a second archive member of this name")
+        return False
+    return not _skipped(path)
+
+
+def _add_parents(tree: Tree, path: str) -> None:
+    while "/" in path:
+        path = path.rsplit("/", 1)[0]
+        tree.folders.add(path)
+
+
+def _zip(path: Path) -> Tree:
+    archive, tree = zipfile.ZipFile(path), Tree(path.stem)
+    for member in archive.infolist():
+        name = _clean(member.filename)
+        if not _admit(tree, name):
+            continue
+        if stat.S_ISLNK(member.external_attr >> 16):
+            tree.refuse(name, "a link inside an archive; links are not followed")
+            continue
+        _add_parents(tree, name)
+        if member.is_dir():
+            tree.folders.add(name)
+        else:
+            tree.files[name] = partial(_read_zip, archive, member)
+    return tree
+
+
+def _read_zip(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes:
+    _check_size(member.file_size)
+    try:
+        return archive.read(member)
+    except (
+        OSError,
+        RuntimeError,
+        zipfile.BadZipFile,
+        NotImplementedError,
+        zlib.error,
+        EOFError,
+        lzma.LZMAError,
+    ) as error:
+        raise Refusal(f"unreadable in the archive ({error})") from error
+
+
+def _tar_stream(path: Path) -> IO[bytes]:
+    """Return the tar as a seekable stream; a compressed one is unpacked as a whole, to memory or an unnamed file."""
+    head = path.open("rb").read(6) if path.is_file() else b""
+    for magic, opener in ((b"\x1f\x8b", gzip.open), (b"BZh", bz2.open), (b"\xfd7zXZ\x00", lzma.open)):
+        if head.startswith(magic):
+            spool = tempfile.SpooledTemporaryFile(max_size=_SPOOL)  # noqa: SIM115 - lives as long as the tree's readers
+            with opener(path, "rb") as packed:
+                shutil.copyfileobj(packed, spool, 2**20)
+            spool.seek(0)
+            return spool
+    return path.open("rb")
+
+
+def _tar(path: Path, stream: IO[bytes]) -> Tree:
+    tree = Tree(path.name.split(".")[0])
+    archive = tarfile.open(fileobj=stream, mode="r:")  # noqa: SIM115 - as above
+    for member in archive.getmembers():
+        name = _clean(member.name)
+        if not name or name == "." or not _admit(tree, name):
+            continue
+        if member.issym() or member.islnk():
+            tree.refuse(name, "a link inside an archive; links are not followed")
+        elif member.isdir():
+            _add_parents(tree, name)
+            tree.folders.add(name)
+        elif member.isfile():
+            _add_parents(tree, name)
+            tree.files[name] = partial(_read_tar, archive, member)
+        else:
+            tree.refuse(name, "no regular file")
+    return tree
+
+
+def _read_tar(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+    _check_size(member.size)
+    try:
+        reader = archive.extractfile(member)
+        data = reader.read() if reader else b""
+    except (OSError, tarfile.TarError) as error:
+        raise Refusal(f"unreadable in the archive ({error})") from error
+    if len(data) != member.size:
+        raise Refusal("truncated in the archive")
+    return data
+
+
+def _clean(name: str) -> str:
+    return name.removeprefix("./").rstrip("/")
+
+
+def _check_size(size: int) -> None:
+    if size > MAX_BYTES:
+        raise Refusal(f"absurdly large: {size} bytes, at most {MAX_BYTES} are read")

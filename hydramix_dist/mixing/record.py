@@ -1,0 +1,108 @@
+"""Where one mixed image came from, as a JSON-ready record from which the same image is made again, to the byte.
+
+Images are rendered one at a time, in fp32 on the CPU: a batch's size, or bf16, would change the last bits.
+
+Legend: K images in a mix, C channels, H W pixels, h w feature cells.
+"""
+
+import base64
+import hashlib
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from hydramix_dist.data.augment import Views
+from hydramix_dist.data.augmenter import Draws
+from hydramix_dist.data.trivial_augment import TrivialDraws
+from hydramix_dist.errors import UserError
+from hydramix_dist.mixing.compose import Composition
+from hydramix_dist.mixing.masks import masks_from_sources
+from hydramix_dist.models.generator import mix_features
+from hydramix_dist.models.pixels import to_float, to_uint8
+from hydramix_dist.models.trained import TrainedGenerator
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """A mix with what it was made of: sources [K, 3, H, W] and mix [3, H, W] (uint8), mask [K, h, w] in [0, 1]."""
+
+    sources_KCHW: Tensor
+    mask_Khw: Tensor
+    mix_CHW: Tensor
+
+
+def make_record(
+    composition: Composition, index: int, ids: Sequence[str], generator: TrainedGenerator
+) -> dict[str, Any]:
+    """Return the record of mix `index` of a composition drawn from a shot set with these `ids`."""
+    views, trivial = composition.draws.views, composition.draws.trivial
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "generator_sha256": generator.weights_sha256,
+        "sources": [ids[row] for row in composition.rows_BK[index].tolist()],
+        "views": [list(view) for view in zip(*(_row(f, index) for f in (views.oy, views.ox, views.flip)), strict=True)],
+        "trivial": None
+        if trivial is None
+        else [
+            list(op)
+            for op in zip(*(_row(f, index) for f in (trivial.operation, trivial.level, trivial.negative)), strict=True)
+        ],
+        "layout": int(composition.layout_B[index]),
+        "mask": _png(composition.sources_BHW[index]),
+    }
+
+
+def render(record: Mapping[str, Any], generator: TrainedGenerator, images: Mapping[str, Tensor]) -> Rendered:
+    """Return the mix of a record, from the unaugmented images [3, H, W] (uint8) of its source ids.
+
+    Raises UserError where the generator is not the recorded one, or a source image is not given.
+    """
+    if record["generator_sha256"] != generator.weights_sha256:
+        raise UserError(
+            f"the record was made by generator {record['generator_sha256'][:12]}, this one is "
+            f"{generator.weights_sha256[:12]}; the image cannot be made again without the recorded weights"
+        )
+    missing = [source for source in record["sources"] if source not in images]
+    if missing:
+        raise UserError(f"source image '{missing[0]}' of the record is not in the data set")
+    oy, ox, flip = (torch.tensor(column) for column in zip(*record["views"], strict=True))
+    trivial = None
+    if record["trivial"] is not None:
+        trivial = TrivialDraws(*(torch.tensor(column)[None] for column in zip(*record["trivial"], strict=True)))
+    draws = Draws(Views(oy[None], ox[None], flip[None]), trivial)
+    images_1KCHW = draws.apply(torch.stack([images[source] for source in record["sources"]])[None])
+    mix = generator.settings.mix.model_copy(update={"count": len(record["sources"])})
+    mask_1Khw = masks_from_sources(_from_png(record["mask"])[None], mix, generator.network.feature_side)
+    with torch.no_grad():
+        f_KDhw = generator.network.encode(to_float(images_1KCHW[0]))
+        mixed_1CHW = generator.network.decode(mix_features(f_KDhw[None], mask_1Khw))
+    return Rendered(images_1KCHW[0], mask_1Khw[0], to_uint8(mixed_1CHW)[0])
+
+
+def image_sha256(image_CHW: Tensor) -> str:
+    """Return the sha256 (hex) of an image's pixels, uint8 [3, H, W], in row-major H, W, C order."""
+    return hashlib.sha256(image_CHW.permute(1, 2, 0).contiguous().numpy().tobytes()).hexdigest()
+
+
+def _row(field: Tensor, index: int) -> list[Any]:
+    return list(field[index].tolist())
+
+
+def _png(map_HW: Tensor) -> str:
+    """Return a map of small integers as a base64 PNG: lossless, and some hundred bytes."""
+    buffer = io.BytesIO()
+    Image.fromarray(map_HW.cpu().numpy().astype(np.uint8)).save(buffer, "PNG")
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+def _from_png(text: str) -> Tensor:
+    with Image.open(io.BytesIO(base64.b64decode(text))) as image:
+        return torch.from_numpy(np.array(image)).long()

@@ -1,0 +1,1 @@
+"""Generator, discriminator and classifiers: networks only, without losses, optimizers or data."""

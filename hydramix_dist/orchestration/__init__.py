@@ -1,0 +1,1 @@
+"""What spans more than one training: the pilot, and the examination of the machine it would run on."""

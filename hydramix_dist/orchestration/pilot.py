@@ -1,0 +1,225 @@
+"""The pilot, from images to a measured answer: import, subsets, trainings, statistics, report; resumable throughout."""
+
+import json
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from hydramix_dist.config.load import dump
+from hydramix_dist.config.schema import PilotSettings
+from hydramix_dist.data.builtin import build_photo_patches, licence_text
+from hydramix_dist.data.dataset import Dataset
+from hydramix_dist.data.importer import import_dataset
+from hydramix_dist.data.overview import describe
+from hydramix_dist.data.shots import load_shots
+from hydramix_dist.errors import Interrupted, UserError
+from hydramix_dist.evaluation.assemble import assemble
+from hydramix_dist.evaluation.probes import probe
+from hydramix_dist.evaluation.results import PilotResults, RunResult, save_results
+from hydramix_dist.models.trained import load_generator
+from hydramix_dist.orchestration.collect import data_summary, run_result, subset_record
+from hydramix_dist.orchestration.plan import Plan, default_workers, make_plan
+from hydramix_dist.orchestration.pool import Ended, Stop, run_tasks
+from hydramix_dist.orchestration.tasks import ClassifierTask, GeneratorTask
+from hydramix_dist.report.page import write_report
+from hydramix_dist.report.sheets import Sheet
+from hydramix_dist.store import Store
+from hydramix_dist.store.run import RunFolder, read_run, read_status
+from hydramix_dist.training import environment
+from hydramix_dist.training.loop import prepare_device
+
+PROBES = 6  # mixes shown of each generator setting
+
+
+class Display(Protocol):
+    """What a person sees while a pilot runs."""
+
+    def say(self, text: str) -> None:
+        """Show one line."""
+
+    def planned(self, names: Mapping[str, str]) -> None:
+        """Take the trainings to come: display name by key."""
+
+    def progress(self, key: str, done: int, total: int) -> None:
+        """Take a training's (or an import's) progress."""
+
+    def ended(self, ended: Ended) -> None:
+        """Take a training's end."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A pilot that ran to its end: its results, and the trainings that failed with their errors by key."""
+
+    results: PilotResults
+    failed: Mapping[str, str]
+
+
+def open_data(source: str | None, out: Store, display: Display) -> Dataset:
+    """Return the data set of a pilot: an imported one as it is, anything else imported into `out`/data, once.
+
+    Without a source the built-in photo patches are cut first. Raises UserError for a source that cannot be read.
+    """
+    if source is not None and Store(source).exists("manifest.json"):
+        return Dataset.open(source)
+    target = out.path("data")
+    if source is None:
+        if not out.exists("data/manifest.json"):
+            display.say("cutting the built-in image set from the photographs of scikit-image")
+            with tempfile.TemporaryDirectory() as folder:
+                build_photo_patches(Path(folder) / "photo-patches")
+                import_dataset(
+                    str(Path(folder) / "photo-patches"), target, licence=licence_text(), progress=display.progress
+                )
+        return Dataset.open(target)
+    report = import_dataset(source, target, progress=display.progress)
+    for refused in report.refused:
+        display.say(f"refused {refused.item}: {refused.reason}")
+    return Dataset.open(target)
+
+
+def run_pilot(source: str | None, settings: PilotSettings, preset: str | None, out: Store, display: Display) -> Outcome:
+    """Run, or go on with, a pilot in `out`; leaves results.json and report.html there, also when stopped half way.
+
+    Raises Interrupted when asked to stop, UserError for bad input or a folder that holds another run.
+    """
+    device = prepare_device(settings.runtime)
+    facts = environment.facts(settings.runtime, device)
+    dataset = open_data(source, out, display)
+    identity = {"data": dataset.fingerprint, "settings": dump(settings)}
+    folder = RunFolder.begin(out, "pilot", identity, facts | {"preset": preset, "source": source})
+    warnings = [warned.text for warned in describe(dataset, settings.shots).warnings]
+    plan = make_plan(settings, dataset, out)
+    for subset in plan.subsets:
+        _put_json(out, f"subsets/{subset.name}.json", subset_record(dataset, subset.train, subset.validation))
+    _make_segments(plan, dataset, display)
+    display.planned({key: task.name for key, task in plan.tasks.items()})
+
+    results: dict[str, dict[str, Any]] = {}
+    failed: dict[str, str] = {}
+    cores = len(os.sched_getaffinity(0))
+    workers = settings.workers or default_workers(settings.runtime, cores)
+    try:
+        with Stop() as stop:
+            for ended in run_tasks(plan.tasks, plan.needs, workers, stop, display.progress):
+                display.ended(ended)
+                if ended.result is not None:
+                    results[ended.key] = ended.result
+                else:
+                    failed[ended.key] = ended.error or ""
+    except BaseException as error:
+        folder.fail(str(error) or type(error).__name__)
+        if isinstance(error, Interrupted) and results:
+            _write(plan, results, settings, preset, dataset, warnings, facts, out)
+        raise
+    report = _write(plan, results, settings, preset, dataset, warnings, facts, out)
+    if failed:
+        folder.fail(f"{len(failed)} of {len(plan.tasks)} trainings failed")
+    else:
+        folder.succeed()
+    return Outcome(report, failed)
+
+
+def _write(
+    plan: Plan,
+    results: Mapping[str, Mapping[str, Any]],
+    settings: PilotSettings,
+    preset: str | None,
+    dataset: Dataset,
+    warnings: Sequence[str],
+    facts: Mapping[str, Any],
+    out: Store,
+) -> PilotResults:
+    """Write results.json, the sheets and report.html from what is finished; return the results."""
+    runs: list[RunResult] = []
+    for key, task in plan.tasks.items():
+        if isinstance(task, ClassifierTask) and key in results:
+            generator = results[plan.needs[key]] if key in plan.needs else None
+            runs.append(run_result(task, results[key], generator, dataset))
+    assembled = assemble(
+        settings,
+        runs,
+        data_summary(dataset, _data_name(dataset)),
+        name=out.name,
+        preset=preset,
+        warnings=warnings,
+        versions={"hydramix_dist": facts["hydramix_dist"], "python": facts["python"], **facts["packages"]},
+        machine={key: str(facts[key]) for key in ("processor", "device", "threads", "precision")},
+    )
+    sheets = _sheets(plan, results, settings, dataset, out)
+    save_results(out, assembled)
+    write_report(out, assembled, sheets)
+    return assembled
+
+
+def _sheets(
+    plan: Plan, results: Mapping[str, Any], settings: PilotSettings, dataset: Dataset, out: Store
+) -> list[Sheet]:
+    """Return mixes of each generator setting's first finished training, and write their records beside them."""
+    sheets, records, shown = [], [], set()
+    for key, task in plan.tasks.items():
+        if not isinstance(task, GeneratorTask) or key not in results:
+            continue
+        name = next(name for name, generator in settings.generators.items() if generator == task.settings)
+        if name in shown:
+            continue
+        shown.add(name)
+        generator = load_generator(Store(task.folder_url))
+        shots = load_shots(dataset, task.rows, task.settings.network.side, task.settings.segments)
+        for found in probe(generator, shots, task.seed, PROBES):
+            records.append({"generator": key, "class": found.class_name, **found.record})
+            sheets.append(
+                Sheet(
+                    arm=name,
+                    caption=found.class_name,
+                    sources_KHWC=found.rendered.sources_KCHW.permute(0, 2, 3, 1).numpy(),
+                    segments_HW=None if found.segments_HW is None else found.segments_HW.numpy(),
+                    source_map_Khw=found.rendered.mask_Khw.numpy(),
+                    mix_HWC=found.rendered.mix_CHW.permute(1, 2, 0).numpy(),
+                    nearest_HWC=found.nearest_CHW.permute(1, 2, 0).numpy(),
+                    distance=found.distance,
+                )
+            )
+    if records:
+        out.put("mixes.jsonl", "".join(json.dumps(record) + "\n" for record in records).encode())
+    return sheets
+
+
+def _make_segments(plan: Plan, dataset: Dataset, display: Display) -> None:
+    """Segment before the workers start, so that they do not all make the same maps."""
+    wanted = {
+        (t.settings.network.side, t.settings.segments) for t in plan.tasks.values() if isinstance(t, GeneratorTask)
+    }
+    for side, segments in sorted(wanted, key=str):
+        dataset.ensure_segments(side, segments, progress=display.progress)
+
+
+def _data_name(dataset: Dataset) -> str:
+    name = dataset.manifest.source.rstrip("/").rsplit("/", 1)[-1]
+    for ending in (".zip", ".tar", ".tar.gz", ".tgz"):
+        name = name.removesuffix(ending)
+    return name
+
+
+def find_finished(out: Store, source: str | None, settings: PilotSettings) -> bool:
+    """Return whether `out` holds a finished pilot with this source and these settings."""
+    if not (out.exists("run.json") and out.exists("report.html")):
+        return False
+    record = read_run(out)
+    same = record["identity"].get("settings") == json.loads(json.dumps(dump(settings)))
+    return bool(same and record["facts"].get("source") == source and read_status(out).get("state") == "succeeded")
+
+
+def read_stored(out: Store) -> tuple[Mapping[str, Any], str | None, str | None]:
+    """Return the settings tree, preset and source of the pilot in `out`. Raises UserError where there is none."""
+    record = read_run(out)
+    if record["kind"] != "pilot":
+        raise UserError(f"{out.url} holds a {record['kind']} run, not a pilot")
+    return record["identity"]["settings"], record["facts"].get("preset"), record["facts"].get("source")
+
+
+def _put_json(store: Store, path: str, value: Any) -> None:
+    store.put(path, (json.dumps(value, indent=2) + "\n").encode())

@@ -1,0 +1,136 @@
+"""From a comparison's settings and a data set to its subsets, trainings, and which training needs which."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from hydramix_dist.config.schema import PilotSettings, RuntimeSettings
+from hydramix_dist.data.dataset import Dataset
+from hydramix_dist.data.draws import uniform
+from hydramix_dist.data.shots import draw_subset, split_validation
+from hydramix_dist.errors import UserError
+from hydramix_dist.orchestration.tasks import ClassifierTask, GeneratorTask, Task
+from hydramix_dist.store import Store
+from hydramix_dist.training.generator import generator_identity, generator_key
+
+Rows = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Subset:
+    """The images of one (shots, seed): rows of the train split to learn from, and rows held out to validate on."""
+
+    shots: int
+    seed: int
+    train: Rows
+    validation: Rows
+
+    @property
+    def name(self) -> str:
+        """Return the name used in folders and files."""
+        return f"n{self.shots}-seed{self.seed}"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All trainings by key in the order to begin them, and the generator that each mixing arm's classifier needs."""
+
+    subsets: tuple[Subset, ...]
+    test_rows: Rows
+    tasks: Mapping[str, Task]
+    needs: Mapping[str, str]
+
+
+def make_plan(settings: PilotSettings, dataset: Dataset, out: Store) -> Plan:
+    """Return the plan; a generator that several arms share stands in it once. Raises UserError without test images."""
+    if len(dataset.labels("test")) == 0:
+        raise UserError("the data set has no test images; import it again with a hold-out share above 0")
+    rows = choose_test_rows(dataset.labels("test"), len(dataset.classes), settings.test_limit)
+    subsets = tuple(
+        _draw(dataset, shots, seed, settings.validation) for shots in settings.shots for seed in settings.seeds
+    )
+    generators: dict[str, Task] = {}
+    classifiers: dict[str, Task] = {}
+    needs: dict[str, str] = {}
+    for subset in subsets:
+        keys = _add_generators(generators, settings, dataset, subset, out)
+        for name, arm in settings.arms.items():
+            key = f"classifiers/{name}-{subset.name}"
+            generator = keys[arm.generator] if arm.generator else None
+            if generator:
+                needs[key] = generator
+            classifiers[key] = ClassifierTask(
+                name=f"{name}, N={subset.shots}, seed {subset.seed}",
+                data_url=dataset_url(dataset),
+                folder_url=out.path(key),
+                arm=name,
+                shots=subset.shots,
+                rows=subset.train,
+                validation_rows=subset.validation,
+                test_rows=rows,
+                seed=subset.seed,
+                augmentation=arm.augmentation,
+                settings=settings.classifier,
+                runtime=settings.runtime,
+                generator_url=out.path(generator) if generator else None,
+                generator_key=generator.rsplit("/", 1)[-1] if generator else None,
+            )
+    return Plan(subsets, rows, generators | classifiers, needs)
+
+
+def choose_test_rows(labels: npt.NDArray[np.int64], num_classes: int, limit: int | None) -> Rows:
+    """Return the test rows used by every run: all, or up to limit / classes of each class by a fixed draw."""
+    if limit is None or limit >= len(labels):
+        return tuple(range(len(labels)))
+    share = max(1, limit // num_classes)
+    keys = uniform(0, "test-rows", range(len(labels)), 1)[:, 0].numpy()
+    chosen = [
+        rows[np.argsort(keys[rows])][:share] for rows in (np.flatnonzero(labels == c) for c in range(num_classes))
+    ]
+    return tuple(int(row) for row in np.sort(np.concatenate(chosen)))
+
+
+def default_workers(runtime: RuntimeSettings, cores: int) -> int:
+    """Return how many trainings run at a time: one on a GPU, else as many as their threads fit the cores."""
+    if runtime.device != "cpu" and torch.cuda.is_available():
+        return 1
+    return max(1, cores // runtime.threads)
+
+
+def dataset_url(dataset: Dataset) -> str:
+    """Return where the data set lies."""
+    return dataset.store.url
+
+
+def _draw(dataset: Dataset, shots: int, seed: int, validation: float) -> Subset:
+    labels = dataset.labels("train")
+    rows = draw_subset(labels, shots, seed)
+    if not validation:
+        return Subset(shots, seed, tuple(rows.tolist()), ())
+    train, held_out = split_validation(labels[rows], validation, seed)
+    return Subset(shots, seed, tuple(rows[train].tolist()), tuple(rows[held_out].tolist()))
+
+
+def _add_generators(
+    tasks: dict[str, Task], settings: PilotSettings, dataset: Dataset, subset: Subset, out: Store
+) -> dict[str, str]:
+    """Add the generators that the arms need on a subset; return each one's task key by its settings' name."""
+    ids = [dataset.ids("train")[row] for row in subset.train]
+    keys: dict[str, str] = {}
+    for name in dict.fromkeys(arm.generator for arm in settings.arms.values() if arm.generator):
+        generator = settings.generators[name]
+        identity = generator_identity(dataset.fingerprint, ids, subset.seed, generator)
+        keys[name] = f"generators/{generator_key(identity)}"
+        tasks[keys[name]] = GeneratorTask(
+            name=f"generator {name}, N={subset.shots}, seed {subset.seed}",
+            data_url=dataset_url(dataset),
+            folder_url=out.path(keys[name]),
+            rows=subset.train,
+            seed=subset.seed,
+            settings=generator,
+            runtime=settings.runtime,
+        )
+    return keys

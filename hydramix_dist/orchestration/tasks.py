@@ -1,0 +1,136 @@
+"""The two kinds of training a comparison is made of, as plain values that any process can carry out."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import torch
+
+from hydramix_dist.config.load import dump
+from hydramix_dist.config.schema import Augmentation, ClassifierSettings, GeneratorSettings, RuntimeSettings
+from hydramix_dist.data.dataset import Dataset
+from hydramix_dist.data.shots import load_shots
+from hydramix_dist.mixing.mixer import Mixer
+from hydramix_dist.models.placement import placed
+from hydramix_dist.models.trained import load_generator
+from hydramix_dist.store import Store
+from hydramix_dist.store.run import digest
+from hydramix_dist.telemetry import JsonlSink, Recorder
+from hydramix_dist.training.classifier import ClassifierInputs, HeldOut, train_classifier
+from hydramix_dist.training.generator import generator_identity, train_generator
+from hydramix_dist.training.loop import Context, prepare_device
+
+Progress = Callable[[int, int], None]
+ShouldStop = Callable[[], bool]
+
+
+@dataclass(frozen=True)
+class GeneratorTask:
+    """Train one generator on a subset (rows of the train split) into a folder."""
+
+    name: str
+    data_url: str
+    folder_url: str
+    rows: tuple[int, ...]
+    seed: int
+    settings: GeneratorSettings
+    runtime: RuntimeSettings
+
+    def run(self, progress: Progress, should_stop: ShouldStop) -> dict[str, Any]:
+        """Return the training's result. Errors as in `train_in_folder`."""
+        dataset = _dataset(self.data_url)
+        shots = load_shots(dataset, self.rows, self.settings.network.side, self.settings.segments)
+        identity = generator_identity(dataset.fingerprint, shots.ids, self.seed, self.settings)
+        context = _context(self.folder_url, "generator", self.runtime, progress, should_stop)
+        return train_generator(shots, self.settings, self.seed, identity, self.data_url, context)
+
+
+@dataclass(frozen=True)
+class ClassifierTask:
+    """Train one arm's classifier on a subset, with mixes of a finished generator where the arm has one."""
+
+    name: str
+    data_url: str
+    folder_url: str
+    arm: str
+    shots: int
+    rows: tuple[int, ...]
+    validation_rows: tuple[int, ...]
+    test_rows: tuple[int, ...]
+    seed: int
+    augmentation: Augmentation
+    settings: ClassifierSettings
+    runtime: RuntimeSettings
+    generator_url: str | None
+    generator_key: str | None
+
+    def run(self, progress: Progress, should_stop: ShouldStop) -> dict[str, Any]:
+        """Return the training's result. Errors as in `train_in_folder`."""
+        dataset = _dataset(self.data_url)
+        side = self.settings.side
+        inputs = ClassifierInputs(
+            shots=load_shots(dataset, self.rows, side, None),
+            augmentation=self.augmentation,
+            mixer=self._mixer(dataset),
+            test=_held_out(self.data_url, "test", self.test_rows, side),
+            validation=_held_out(self.data_url, "train", self.validation_rows, side) if self.validation_rows else None,
+        )
+        context = _context(self.folder_url, "classifier", self.runtime, progress, should_stop)
+        return train_classifier(inputs, self.settings, self.seed, self._identity(dataset), self.data_url, context)
+
+    def _identity(self, dataset: Dataset) -> dict[str, Any]:
+        train, test = dataset.ids("train"), dataset.ids("test")
+        return {
+            "data": dataset.fingerprint,
+            "classes": list(dataset.classes),
+            "stored_side": dataset.side,
+            "fit": dataset.manifest.fit,
+            "arm": self.arm,
+            "shots": self.shots,
+            "seed": self.seed,
+            "subset": [train[row] for row in self.rows],
+            "validation": [train[row] for row in self.validation_rows],
+            "test": digest([test[row] for row in self.test_rows]),
+            "augmentation": self.augmentation,
+            "generator": self.generator_key,
+            "settings": dump(self.settings),
+        }
+
+    def _mixer(self, dataset: Dataset) -> Mixer | None:
+        if self.generator_url is None:
+            return None
+        trained = load_generator(Store(self.generator_url))
+        device = prepare_device(self.runtime)
+        shots = load_shots(dataset, self.rows, trained.settings.network.side, trained.settings.segments)
+        return Mixer(
+            placed(trained.network, device, channels_last=self.runtime.channels_last),
+            shots.to(device),
+            trained.settings.mix,
+            self.seed,
+            self.augmentation,
+            bf16=self.runtime.precision == "bf16",
+        )
+
+
+Task = GeneratorTask | ClassifierTask
+
+
+def _context(
+    folder_url: str, role: str, runtime: RuntimeSettings, progress: Progress, should_stop: ShouldStop
+) -> Context:
+    store = Store(folder_url)
+    sink = JsonlSink(lambda line: store.append("metrics.jsonl", line))
+    return Context(store, Recorder([sink], role=role), runtime, progress, should_stop)
+
+
+@lru_cache(maxsize=2)
+def _dataset(url: str) -> Dataset:
+    return Dataset.open(url)
+
+
+@lru_cache(maxsize=4)
+def _held_out(url: str, split: str, rows: tuple[int, ...], side: int) -> HeldOut:
+    dataset = _dataset(url)
+    labels_N = torch.from_numpy(dataset.labels(split)[list(rows)])
+    return HeldOut(dataset.images(split, rows, side), labels_N)

@@ -1,0 +1,1 @@
+"""What a person looks at: the report page, its plots, and the sheets of mixes."""

@@ -1,0 +1,127 @@
+"""A run's folder: what it is (`run.json`), where it stands (`status.json`), and that both belong to the same run."""
+
+import hashlib
+import json
+import time
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from hydramix_dist.errors import UserError
+from hydramix_dist.store.store import Store
+
+SCHEMA_VERSION = 1
+State = Literal["running", "succeeded", "failed"]
+
+
+def digest(value: Any) -> str:
+    """Return the sha256 (hex) of a JSON-ready value, the same for equal values whatever their key order."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+class RunFolder:
+    """One run in one folder. `identity` is what makes it this run and no other; `facts` may change between attempts."""
+
+    def __init__(self, store: Store, record: Mapping[str, Any], attempt: int) -> None:
+        self.store, self.record, self.attempt = store, record, attempt
+
+    @classmethod
+    def begin(cls, store: Store, kind: str, identity: Mapping[str, Any], facts: Mapping[str, Any]) -> "RunFolder":
+        """Make the folder or go on with it, and mark it running.
+
+        Raises UserError where the folder holds another run (the first differing key is named) or one made by a
+        newer version.
+        """
+        identity = json.loads(json.dumps(identity))
+        record = {"schema_version": SCHEMA_VERSION, "kind": kind, "identity": identity, "facts": dict(facts)}
+        created = store.put_if_absent("run.json", _pretty(record))
+        if not created:
+            old = read_run(store)
+            if old["kind"] != kind:
+                raise UserError(f"{store.url} holds a {old['kind']} run, not a {kind} run; choose another folder")
+            difference = _first_difference(old["identity"], identity)
+            if difference:
+                raise UserError(
+                    f"{store.url} holds another run: {difference}; choose another folder, or the same settings"
+                )
+            _warn_of_changed_facts(old, record)
+        attempt = int(read_status(store).get("attempt", 0)) + 1
+        run = cls(store, record, attempt)
+        run._status("running", None)
+        return run
+
+    def succeed(self) -> None:
+        """Mark the run finished."""
+        self._status("succeeded", None)
+
+    def fail(self, reason: str) -> None:
+        """Mark the run failed or stopped, with the reason in words."""
+        self._status("failed", reason)
+
+    def _status(self, state: State, reason: str | None) -> None:
+        status = {
+            "schema_version": SCHEMA_VERSION,
+            "state": state,
+            "attempt": self.attempt,
+            "reason": reason,
+            "updated": round(time.time(), 3),
+        }
+        self.store.put("status.json", _pretty(status))
+
+
+def read_run(store: Store) -> dict[str, Any]:
+    """Return `run.json`. Raises UserError where the folder holds no run, or one made by a newer version."""
+    try:
+        record = json.loads(store.read("run.json"))
+    except FileNotFoundError as error:
+        raise UserError(
+            f"{store.url} holds no run (no run.json); give the folder that a command named at its end"
+        ) from error
+    except json.JSONDecodeError as error:
+        raise UserError(f"{store.path('run.json')} is damaged: {error}") from error
+    version = record.get("schema_version", 0)
+    if version > SCHEMA_VERSION:
+        raise UserError(
+            f"{store.path('run.json')} was made by a newer version (schema {version}, this one reads up to "
+            f"{SCHEMA_VERSION}); update hydramix_dist"
+        )
+    return dict(record)
+
+
+def read_status(store: Store) -> dict[str, Any]:
+    """Return `status.json`, or an empty mapping where there is none yet."""
+    return dict(json.loads(store.read("status.json"))) if store.exists("status.json") else {}
+
+
+def _warn_of_changed_facts(old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+    # Where the data lies is no matter: the identity has its fingerprint.
+    difference = _first_difference({**old["facts"], "data_url": None}, {**new["facts"], "data_url": None})
+    if difference:
+        import logging
+
+        logging.getLogger("hydramix").warning(
+            "this run began elsewhere or otherwise: %s; it goes on, but its numbers may differ in the last bits",
+            difference,
+        )
+
+
+def _first_difference(old: Any, new: Any, path: str = "") -> str | None:
+    """Return "key a.b: was 1, now 2" for the first place where two JSON trees differ, or None."""
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        for key in [*old, *(key for key in new if key not in old)]:
+            inner = f"{path}.{key}" if path else str(key)
+            if key not in old or key not in new:
+                return f"{inner} is {'new' if key not in old else 'gone'}"
+            difference = _first_difference(old[key], new[key], inner)
+            if difference:
+                return difference
+        return None
+    return None if old == new else f"{path} was {_short(old)}, now {_short(new)}"
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _pretty(value: Any) -> bytes:
+    return (json.dumps(value, indent=2, sort_keys=True) + "\n").encode()

@@ -1,0 +1,1 @@
+"""The training loops of generator and classifier, their losses, and the engine they run on."""

@@ -1,0 +1,155 @@
+"""Generator training: encoder, decoder and discriminator learn from mixes of one class.
+
+Legend: B batch, K images in a mix, C channels, H W pixels, D feature channels, h w feature cells.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from hydramix_dist.checkpoint import EngineState, weights_digest
+from hydramix_dist.config.load import dump
+from hydramix_dist.config.schema import GeneratorSettings, RuntimeSettings
+from hydramix_dist.data.draws import Order, integers, uniform
+from hydramix_dist.data.shots import ShotSet
+from hydramix_dist.mixing.compose import Composer
+from hydramix_dist.models.discriminator import Discriminator
+from hydramix_dist.models.generator import Generator, mix_features
+from hydramix_dist.models.pixels import to_float
+from hydramix_dist.models.placement import placed
+from hydramix_dist.store.run import digest
+from hydramix_dist.training.diffaugment import draw_augmentation
+from hydramix_dist.training.engine import Engine, TorchEngine
+from hydramix_dist.training.loop import Context, Length, Outcome, Phase, autocast
+from hydramix_dist.training.losses import adversarial_loss, discriminator_loss, perceptual_loss, reconstruction_loss
+from hydramix_dist.training.session import train_in_folder
+
+
+def generator_identity(fingerprint: str, ids: Sequence[str], seed: int, settings: GeneratorSettings) -> dict[str, Any]:
+    """Return all that a trained generator depends on: data, subset, seed and settings (K and mask are among them)."""
+    return {"data": fingerprint, "subset": list(ids), "seed": seed, "settings": dump(settings)}
+
+
+def generator_key(identity: Mapping[str, Any]) -> str:
+    """Return the 16 hex digits that name a generator: equal identity, equal key."""
+    return digest(identity)[:16]
+
+
+class GeneratorTraining:
+    """Two phases a step: the generator against a frozen discriminator, then the discriminator on the detached mixes."""
+
+    def __init__(
+        self,
+        settings: GeneratorSettings,
+        runtime: RuntimeSettings,
+        shots: ShotSet,
+        seed: int,
+        device: torch.device,
+        states: Mapping[str, EngineState],
+    ) -> None:
+        """Build both networks from `seed`, or from `states` ("generator", "discriminator") where given."""
+        torch.manual_seed(seed)
+        generator = placed(Generator(settings.network), device, channels_last=runtime.channels_last)
+        discriminator = placed(Discriminator(settings.discriminator), device, channels_last=runtime.channels_last)
+        self.engines: dict[str, Engine] = {
+            "generator": TorchEngine(generator, settings.optimizer, states.get("generator")),
+            "discriminator": TorchEngine(discriminator, settings.optimizer, states.get("discriminator")),
+        }
+        self.phases = (
+            Phase("generator", self._lr, self._generator_loss),
+            Phase("discriminator", self._lr, self._discriminator_loss),
+        )
+        self._generator, self._discriminator = generator, discriminator
+        if runtime.compile:
+            generator.compile()
+            discriminator.compile()
+        self._settings, self._runtime, self._seed, self._device = settings, runtime, seed, device
+        self._order = Order(seed, "generator/order", len(shots.ids))
+        self._composer = Composer(shots.to(device), settings.mix, generator.feature_side, seed, "generator")
+
+    def batch(self, step: int) -> dict[str, Any]:
+        """Return sources [B, K, 3, H, W] in [-1, 1], their mask, the real images D is shown, and sample numbers."""
+        numbers = np.arange(step * self._settings.batch, (step + 1) * self._settings.batch)
+        mix = self._composer.compose(self._order.items(numbers), numbers, step)
+        x_BKCHW = to_float(mix.images_BKCHW)
+        real = [step] if self._settings.discriminator.real_per_batch else numbers
+        pick_B = integers(uniform(self._seed, "generator/real", real, 1)[:, 0], self._settings.mix.count)
+        real_BCHW = x_BKCHW[torch.arange(len(numbers)), pick_B.expand(len(numbers)).to(x_BKCHW.device)]
+        return {"sources": x_BKCHW, "mask": mix.mask_BKhw, "real": real_BCHW, "numbers": numbers}
+
+    def evaluate(self, images: int) -> Mapping[str, float]:
+        """Return nothing: a generator is judged by the classifier it feeds."""
+        return {}
+
+    def _lr(self, done: float) -> float:
+        """Return the rate after the share `done` of the training (ChimeraMix: x0.2 at 30, 60 and 80 %)."""
+        passed = sum(done >= milestone for milestone in self._settings.milestones)
+        return self._settings.optimizer.lr * self._settings.decay**passed
+
+    def _generator_loss(self, batch: dict[str, Any]) -> tuple[Tensor, Mapping[str, Tensor]]:
+        x_BKCHW, m_BKhw = batch["sources"], batch["mask"]
+        B, K = x_BKCHW.shape[:2]
+        x_NCHW = x_BKCHW.flatten(0, 1)
+        with autocast(self._runtime, self._device):
+            f_NDhw = self._generator.encode(x_NCHW)
+            f_BDhw = mix_features(f_NDhw.unflatten(0, (B, K)), m_BKhw)
+            # The K reconstructions and the mix in one batch: K + 1 decodes, each needed by a loss.
+            decoded = self._generator.decode(torch.cat((f_NDhw, f_BDhw)))
+            reconstructed_NCHW, mixed_BCHW = decoded[: B * K], decoded[B * K :]
+            score_Bhw = self._discriminator(self._shown(mixed_BCHW, batch["numbers"], "g"))
+        batch["mixed"] = mixed_BCHW.detach()
+        terms = {
+            "loss_reconstruction": reconstruction_loss(reconstructed_NCHW, x_NCHW),
+            "loss_perceptual": perceptual_loss(reconstructed_NCHW, x_NCHW),
+            "loss_adversarial": adversarial_loss(score_Bhw),
+        }
+        weight = self._settings.loss
+        total = (
+            weight.reconstruction * terms["loss_reconstruction"]
+            + weight.perceptual * terms["loss_perceptual"]
+            + weight.adversarial * terms["loss_adversarial"]
+        )
+        return total, terms
+
+    def _discriminator_loss(self, batch: dict[str, Any]) -> tuple[Tensor, Mapping[str, Tensor]]:
+        shown = (
+            self._shown(batch["real"], batch["numbers"], "real"),
+            self._shown(batch["mixed"], batch["numbers"], "d"),
+        )
+        with autocast(self._runtime, self._device):
+            # One pass for both: instance norm has no statistics across samples.
+            real_Bhw, mixed_Bhw = self._discriminator(torch.cat(shown)).chunk(2)
+        total = discriminator_loss(real_Bhw, mixed_Bhw)
+        return total, {
+            "loss_discriminator": total,
+            "score_real": real_Bhw.float().mean(),
+            "score_mixed": mixed_Bhw.float().mean(),
+        }
+
+    def _shown(self, x_BCHW: Tensor, numbers: npt.NDArray[np.int64], phase: str) -> Tensor:
+        """Return the images as the discriminator sees them in one phase, augmented where the settings say so."""
+        if not self._settings.discriminator.augment:
+            return x_BCHW
+        return draw_augmentation(self._seed, f"generator/shown-{phase}", numbers).apply(x_BCHW)
+
+
+def train_generator(
+    shots: ShotSet, settings: GeneratorSettings, seed: int, identity: Mapping[str, Any], data_url: str, context: Context
+) -> dict[str, Any]:
+    """Train, or go on training, a generator in `context.store`; return its result with `weights_sha256`.
+
+    `shots` are at the generator's side, with segments. Errors as in `train_in_folder`.
+    """
+
+    def build(device: torch.device, states: Mapping[str, EngineState]) -> GeneratorTraining:
+        return GeneratorTraining(settings, context.runtime, shots, seed, device, states)
+
+    def conclude(training: GeneratorTraining, outcome: Outcome) -> dict[str, Any]:
+        return {"weights_sha256": weights_digest(training.engines["generator"].full_state().weights)}
+
+    length = Length(settings.images, settings.batch)
+    return train_in_folder("generator", identity, data_url, context, length, build, conclude)

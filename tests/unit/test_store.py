@@ -1,0 +1,238 @@
+"""Objects are complete or absent, whatever stops the writer, on a disk and on an object store alike."""
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hydramix_dist.errors import UserError
+from hydramix_dist.store import Store
+
+
+@pytest.fixture(params=["disk", "memory"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
+    """A fresh folder that does not exist yet, on this disk or in fsspec's object store in memory."""
+    return Store(tmp_path / "new" / "folder" if request.param == "disk" else f"memory://{uuid.uuid4().hex}/folder")
+
+
+def test_what_is_put_is_read_back_whole_and_in_parts(store: Store) -> None:
+    data = bytes(range(256)) * 5
+    store.put("a/b.bin", data)
+    assert store.read("a/b.bin") == data
+    assert store.read("a/b.bin", 10, 300) == data[10:310]
+    assert store.read("a/b.bin", 0, 3) == data[:3]
+    assert store.read("a/b.bin", 1270) == data[1270:]
+    assert store.read("a/b.bin", 7, 0) == store.read("a/b.bin", 0, 0) == b""
+    assert store.size("a/b.bin") == 1280
+    with store.open("a/b.bin") as file:
+        file.seek(100)
+        assert file.read(5) == data[100:105]
+
+
+def test_put_replaces_the_old_object(store: Store) -> None:
+    store.put("x", b"a long first content")
+    store.put("x", b"new")
+    assert store.read("x") == b"new"
+
+
+def test_an_absent_object_is_said_to_be_absent(store: Store) -> None:
+    assert not store.exists("x") and not store.exists()
+    assert store.list() == []
+    for missing in (lambda: store.read("x"), lambda: store.open("x"), lambda: store.size("x")):
+        with pytest.raises(FileNotFoundError):
+            missing()
+    store.delete("x")
+
+
+@pytest.mark.parametrize("problem", [ValueError, KeyboardInterrupt])
+def test_a_failed_write_leaves_the_old_object_and_nothing_else(store: Store, problem: type[BaseException]) -> None:
+    store.put("kept", b"old")
+    for name in ("kept", "new"):
+        with pytest.raises(problem), store.writer(name) as file:
+            file.write(b"half of")
+            raise problem
+    assert store.list() == ["kept"]
+    assert store.read("kept") == b"old"
+    folder = store.local_path()
+    assert folder is None or [path.name for path in folder.rglob("*")] == ["kept"]
+
+
+def test_an_object_appears_only_when_its_writer_is_done(store: Store) -> None:
+    with store.writer("slow") as file:
+        file.write(b"1")
+        assert not store.exists("slow") and store.list() == []
+        file.write(b"2")
+    assert store.read("slow") == b"12"
+
+
+def test_list_is_sorted_and_relative_to_the_store(store: Store) -> None:
+    for name in ("b", "a/2", "a/1", "ab"):
+        store.put(name, b"")
+    assert store.list() == ["a/1", "a/2", "ab", "b"]
+    assert store.list("a") == ["a/1", "a/2"]
+    assert store.child("a").list() == ["1", "2"]
+
+
+def test_list_hides_unfinished_files_only(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.put("my.partial-set/a.partial-b", b"whole")
+    with store.writer("late"):
+        assert len(list(tmp_path.iterdir())) == 2
+        assert store.list() == ["my.partial-set/a.partial-b"]
+
+
+def test_delete_removes_an_object_or_a_folder(store: Store) -> None:
+    for name in ("keep", "gone", "folder/a", "folder/b/c"):
+        store.put(name, b"x")
+    store.delete("gone")
+    store.delete("folder")
+    assert store.list() == ["keep"]
+    store.delete()
+    assert not store.exists()
+
+
+def test_append_adds_and_makes(store: Store) -> None:
+    store.append("log/metrics.jsonl", b"1\n")
+    store.append("log/metrics.jsonl", b"2\n")
+    assert store.read("log/metrics.jsonl") == b"1\n2\n"
+
+
+def test_put_if_absent_writes_once(store: Store) -> None:
+    assert store.put_if_absent("run.json", b"first")
+    assert not store.put_if_absent("run.json", b"second")
+    assert store.read("run.json") == b"first"
+    assert store.list() == ["run.json"]
+
+
+@pytest.mark.parametrize("path", ["..", "../x", "a/../../x", "/etc/passwd"])
+def test_paths_that_leave_the_store_are_refused(store: Store, path: str) -> None:
+    for act in (store.read, store.exists, store.delete, store.child, store.list, lambda p: store.put(p, b"")):
+        with pytest.raises(UserError, match="leads out of"):
+            act(path)
+
+
+def test_a_child_is_the_same_folder_seen_from_below(store: Store) -> None:
+    store.child("a").child("b").put("c", b"1")
+    assert store.read("a/b/c") == b"1"
+    assert store.child("a/b").name == "b"
+    assert store.child("a/b").url == Store(store.child("a").url).child("b").url
+
+
+@given(st.binary(max_size=300), st.integers(0, 320), st.integers(0, 320))
+def test_ranged_reads_are_slices(
+    tmp_path_factory: pytest.TempPathFactory, data: bytes, offset: int, length: int
+) -> None:
+    for url in (str(tmp_path_factory.getbasetemp() / "ranges"), "memory://ranges"):
+        store = Store(url)
+        store.put("x", data)
+        assert store.read("x", offset, length) == data[offset : offset + length]
+
+
+def test_an_unknown_scheme_is_named() -> None:
+    with pytest.raises(UserError, match="nosuch"):
+        Store("nosuch://bucket/folder")
+
+
+def test_a_file_in_the_way_is_an_answer(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    (tmp_path / "folder" / "x").mkdir(parents=True)
+    in_the_way = Store(tmp_path / "file")
+    for act in (in_the_way.put, in_the_way.put_if_absent, in_the_way.append):
+        for name in ("x", "deeper/x"):
+            with pytest.raises(UserError, match="is a file, not a folder"):
+                act(name, b"")
+    with pytest.raises(UserError, match="a folder of that name"):
+        Store(tmp_path / "folder").put("x", b"")
+
+
+def test_a_block_s_own_errors_are_not_blamed_on_the_target(tmp_path: Path) -> None:
+    """Reading another file inside a writer's block may fail; the target is then not what to mend."""
+    (tmp_path / "source").mkdir()
+    with pytest.raises(IsADirectoryError), Store(tmp_path / "out").writer("x"):
+        (tmp_path / "source").open("rb")
+
+
+def _race(folder: str, start: float, number: int) -> bool:
+    store = Store(folder)
+    time.sleep(max(0.0, start - time.time()))
+    return store.put_if_absent("leader", str(number).encode() * 100_000)
+
+
+def test_of_eight_racing_processes_exactly_one_wins(tmp_path: Path) -> None:
+    with multiprocessing.get_context("fork").Pool(8) as pool:
+        for attempt in range(10):
+            folder = str(tmp_path / str(attempt))
+            start = time.time() + 0.02
+            won = pool.starmap(_race, [(folder, start, number) for number in range(8)], chunksize=1)
+            assert sum(won) == 1
+            assert Store(folder).read("leader") == str(won.index(True)).encode() * 100_000
+            assert [path.name for path in Path(folder).iterdir()] == ["leader"]
+
+
+WRITER = """
+import sys
+from hydramix_dist.store import Store
+store, number = Store(sys.argv[1]), 0
+while True:
+    number += 1
+    with store.writer("state") as file:
+        for part in range(64):
+            file.write(bytes([number % 256]) * 4096)
+            if part == 0:
+                print(number, flush=True)
+"""
+
+
+def test_kill_9_leaves_the_old_object_or_the_new_one(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    for delay in (0.0, 0.001, 0.003, 0.01, 0.03):
+        process = subprocess.Popen([sys.executable, "-c", WRITER, str(tmp_path)], stdout=subprocess.PIPE)
+        assert process.stdout is not None
+        while int(process.stdout.readline()) < 2:
+            pass
+        time.sleep(delay)
+        process.kill()
+        process.stdout.close()
+        assert process.wait() == -signal.SIGKILL
+        content = store.read("state")
+        assert content == content[:1] * (64 * 4096)
+        assert store.list() == ["state"]
+
+
+@pytest.fixture
+def tiny_disk(tmp_path: Path) -> Iterator[Path]:
+    """A real file system of 256 KiB."""
+    folder = tmp_path / "tiny"
+    folder.mkdir()
+    if os.geteuid() != 0:
+        pytest.skip("needs root: mounts a tiny file system")
+    mount = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(folder)]
+    done = subprocess.run(mount, capture_output=True, text=True, check=False)
+    if done.returncode:
+        pytest.skip(f"cannot mount a tiny file system: {done.stderr.strip()}")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+@pytest.mark.service
+def test_a_full_disk_is_an_answer_and_costs_nothing_done(tiny_disk: Path) -> None:
+    store = Store(tiny_disk)
+    store.put("kept", b"old")
+    too_much = b"x" * 400_000
+    for act in (store.put, store.put_if_absent):
+        with pytest.raises(UserError, match="the disk is full"):
+            act("new", too_much)
+    with pytest.raises(UserError, match="the disk is full"):
+        store.put("kept", too_much)
+    assert [path.name for path in tiny_disk.iterdir()] == ["kept"]
+    assert store.read("kept") == b"old"
+    store.put("small", b"fits again")
