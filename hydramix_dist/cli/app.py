@@ -45,11 +45,11 @@ def pilot(
     ] = None,
     resume: Annotated[bool, typer.Option(help="go on with the pilot in --out, with the settings stored there")] = False,
     json_: JsonFlag = False,
-) -> int:
+) -> None:
     """Compare arms with and without mixing on one image set, and write a report that says whether mixing helped."""
     from hydramix_dist.cli.pilot import pilot_command
 
-    return pilot_command(data, preset, shots, seeds, arms, mix, set_ or [], out, resume, json_)
+    raise typer.Exit(pilot_command(data, preset, shots, seeds, arms, mix, set_ or [], out, resume, json_))
 
 
 @app.command()
@@ -59,11 +59,11 @@ def predict(
     arm: Annotated[str | None, typer.Option(help="arm of a pilot to use; none: the one with the best mean")] = None,
     out: Annotated[Path | None, typer.Option(help="CSV file to write; none: print")] = None,
     json_: JsonFlag = False,
-) -> int:
+) -> None:
     """Classify new images with a finished run: one line an image with class and probability."""
     from hydramix_dist.cli.predict import predict_command
 
-    return predict_command(run, images, arm, out, json_)
+    raise typer.Exit(predict_command(run, images, arm, out, json_))
 
 
 @app.command()
@@ -71,22 +71,22 @@ def report(
     runs: Annotated[list[str], typer.Argument(help="folders of pilots; several make one comparing page")],
     out: Annotated[str | None, typer.Option(help="folder of the comparing page; none: here")] = None,
     json_: JsonFlag = False,
-) -> int:
+) -> None:
     """Write a pilot's page anew from its results, or one page over several pilots."""
     from hydramix_dist.cli.report import report_command
 
-    return report_command(runs, out, json_)
+    raise typer.Exit(report_command(runs, out, json_))
 
 
 @app.command()
 def doctor(
     folder: Annotated[str, typer.Argument(help="where runs will be written")] = ".",
     json_: JsonFlag = False,
-) -> int:
+) -> None:
     """Check this machine: what works, what is missing, how to mend it."""
     from hydramix_dist.cli.doctor import doctor_command
 
-    return doctor_command(folder, json_)
+    raise typer.Exit(doctor_command(folder, json_))
 
 
 @data_app.command("import")
@@ -105,11 +105,11 @@ def data_import(
         int | None, typer.Option(help="side at which segments are made; none: chosen from the size")
     ] = None,
     json_: JsonFlag = False,
-) -> int:
+) -> None:
     """Import images once: checked, decoded, segmented, written as Parquet shards with a manifest."""
     from hydramix_dist.cli.data import import_command
 
-    return import_command(src, dst, size, fit, holdout, licence, segment_side, json_)
+    raise typer.Exit(import_command(src, dst, size, fit, holdout, licence, segment_side, json_))
 
 
 @data_app.command("show")
@@ -117,16 +117,16 @@ def data_show(
     url: Annotated[str, typer.Argument(help="an imported image set")],
     shots: Annotated[str | None, typer.Option(help="also warn of classes with fewer images than this")] = None,
     json_: JsonFlag = False,
-) -> int:
+) -> None:
     """Show classes, counts, sizes and warnings (duplicates, leaks between train and test, imbalance)."""
     from hydramix_dist.cli.data import show_command
 
-    return show_command(url, shots, json_)
+    raise typer.Exit(show_command(url, shots, json_))
 
 
 @data_app.command("verify")
-def data_verify(url: Annotated[str, typer.Argument(help="an imported image set")], json_: JsonFlag = False) -> int:
+def data_verify(url: Annotated[str, typer.Argument(help="an imported image set")], json_: JsonFlag = False) -> None:
     """Check every file against its recorded sha256; damaged ones are named, and the exit code is then 1."""
     from hydramix_dist.cli.data import verify_command
 
-    return verify_command(url, json_)
+    raise typer.Exit(verify_command(url, json_))

@@ -114,7 +114,7 @@ def _show(results: PilotResults, store: Store, json_: bool) -> int:
     console = Console()
     console.print()
     for sentence in results.verdict.sentences:
-        console.print(sentence, highlight=False, markup=False)
+        console.print(sentence, highlight=False, markup=False, soft_wrap=not console.is_terminal)
     table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0))
     for heading in ("arm", "N", "seeds", "accuracy", "spread", "seconds a seed"):
         table.add_column(heading, justify="left" if heading == "arm" else "right")

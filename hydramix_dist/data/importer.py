@@ -61,47 +61,51 @@ def import_dataset(
     An interrupted import run again goes on where it was; a complete one is said to be complete, and only segment maps
     of a side or setting not there yet are made. `size`: stored side, pixels (default: the native one where all images
     are square, equal and at most 96, else 64). `holdout`: share for testing where the source has no test split.
-    `progress(stage, done, total)` is called often. Raises UserError for bad input, or where `dst` holds something else.
+`progress(stage, done, total)` is called often, with the stages "read", "images" and "segments". Raises UserError for
+    bad input, or where `dst` holds something else.
     """
     started = time.monotonic()
     tell = progress or (lambda stage, done, total: None)
     _check_options(size, holdout, segment_side, workers)
     store = Store(dst)
     _check_apart(src, store)
-    source = open_source(src)
-    if not source.items:
-        raise UserError(
-            f"{source.name} has no image in any class folder; one sub-folder a class is needed, each with images"
+    with open_source(src) as source:
+        if not source.items:
+            raise UserError(
+                f"{source.name} has no image in any class folder; one sub-folder a class is needed, each with images"
+            )
+        content, native = _survey(source, tell)
+        side = size or native
+        choice = Choice(
+            plan=_plan(source, content, side, fit, holdout), side=side, fit=fit, holdout=holdout, licence=licence
         )
-    content, native = _survey(source, tell)
-    side = size or native
-    plan = _plan(source, content, side, fit, holdout)
-    processes = workers or min(usable_cores(), 1 + len(source.items) // _WORTH_A_PROCESS)
-
-    complete = _claim(store, source, plan)
-    if complete:
-        manifest = read_manifest(store)
-        dataset = Dataset.open(store.url)
-    else:
-        parts = staging.stage(store, source, plan=plan, side=side, fit=fit, workers=processes, progress=tell)
-        choice = Choice(plan=plan, side=side, fit=fit, holdout=holdout, licence=licence)
-        manifest, index = write_objects(store, source, parts, choice)
-        dataset = Dataset(store, manifest, index)
+        processes = workers or min(usable_cores(), 1 + len(source.items) // _WORTH_A_PROCESS)
+        complete = _claim(store, source, choice.plan)
+        dataset = Dataset.open(dst) if complete else _brought_in(store, source, choice, processes, tell)
     if segments is not None:
         dataset.ensure_segments(segment_side or default_side(side), segments, processes, tell)
     if not complete:
-        write_manifest(store, manifest)
+        write_manifest(store, dataset.manifest)
     store.delete(staging.FOLDER)
     return ImportReport(
         url=store.url,
         already_complete=complete,
-        classes=manifest.classes,
-        counts=manifest.counts,
-        side=manifest.sizes.side,
-        refused=manifest.refused,
-        warnings=manifest.warnings,
+        classes=dataset.classes,
+        counts=dataset.manifest.counts,
+        side=dataset.side,
+        refused=dataset.manifest.refused,
+        warnings=dataset.manifest.warnings,
         seconds=time.monotonic() - started,
     )
+
+
+def _brought_in(store: Store, source: Source, choice: Choice, workers: int, tell: Progress) -> Dataset:
+    """Return the data set, all of it stored but segment maps and manifest."""
+    parts = staging.stage(
+        store, source, plan=choice.plan, side=choice.side, fit=choice.fit, workers=workers, progress=tell
+    )
+    manifest, index = write_objects(store, source, parts, choice)
+    return Dataset(store, manifest, index)
 
 
 # ---- before anything is written

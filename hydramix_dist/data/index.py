@@ -1,4 +1,4 @@
-"""The index of a data set: one row an image, train before test, each in official order, with its place in the shards."""
+"""The index of a data set: one row an image, train before test, in official order, with its place in the shards."""
 
 import hashlib
 from collections.abc import Sequence

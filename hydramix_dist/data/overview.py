@@ -28,10 +28,10 @@ class ClassCount:
 
 @dataclass(frozen=True)
 class Twins:
-    """Two images that are equal (similarity 1, exact) or nearly so: "split/id" of each, and whether classes agree."""
+    """Two images that are equal (similarity 1, exact) or nearly so: (split, id) of each, and whether classes agree."""
 
-    first: str
-    second: str
+    first: tuple[str, str]
+    second: tuple[str, str]
     similarity: float
     exact: bool
     same_class: bool
@@ -76,8 +76,8 @@ def describe(dataset: Dataset, shots: Sequence[int] = ()) -> Overview:
     classes = tuple(map(ClassCount, dataset.classes, counts["train"], counts["test"]))
     inside, across = _twins(dataset, "train"), _twins(dataset, "train", "test")
     warnings = [
-        *_duplicates(inside, "inside the training split: they count twice"),
-        *_duplicates(across, "between train and test: test results are too good"),
+        *_duplicates(inside, "inside the training split, which holds fewer different images than it seems"),
+        *_duplicates(across, "between train and test, which make test results too good"),
         *_balance(classes),
         *_few(classes, shots),
         *(Warned("import", text) for text in manifest.warnings),
@@ -86,13 +86,13 @@ def describe(dataset: Dataset, shots: Sequence[int] = ()) -> Overview:
         reason = f"{len(manifest.refused)} items of the source were refused; the manifest lists them with reasons"
         warnings.append(Warned("import", reason))
     return Overview(
-        dataset.store.url,
-        classes,
-        manifest.sizes,
-        dataset.fingerprint,
-        manifest.licence,
-        tuple(warnings),
-        (*inside, *across),
+        url=dataset.store.url,
+        classes=classes,
+        sizes=manifest.sizes,
+        fingerprint=dataset.fingerprint,
+        licence=manifest.licence,
+        warnings=tuple(warnings),
+        twins=(*inside, *across),
     )
 
 
@@ -107,7 +107,7 @@ def _twins(dataset: Dataset, first: str, second: str | None = None) -> tuple[Twi
     scored = [(i, j, 1.0, True) for i, j in exact]
     scored += [(i, j, score, False) for i, j, score in near if digests[i] != other_digests[j]]
     return tuple(
-        Twins(f"{first}/{ids[i]}", f"{other}/{other_ids[j]}", score, same, bool(labels[i] == other_labels[j]))
+        Twins((first, ids[i]), (other, other_ids[j]), score, same, bool(labels[i] == other_labels[j]))
         for i, j, score, same in scored
     )
 
@@ -129,8 +129,9 @@ def _duplicates(twins: Sequence[Twins], where: str) -> list[Warned]:
         if pairs:
             mixed = sum(not pair.same_class for pair in pairs)
             strange = f", {mixed} of them with different labels" if mixed else ""
-            example = f"{pairs[0].first} and {pairs[0].second}"
-            warnings.append(Warned(kind, f"{len(pairs)} pairs of {kind} {where}{strange} (for instance {example})"))
+            example = f"'{pairs[0].first[1]}' and '{pairs[0].second[1]}'"
+            count = "1 pair" if len(pairs) == 1 else f"{len(pairs)} pairs"
+            warnings.append(Warned(kind, f"{count} of {kind} {where}{strange} (for instance {example})"))
     return warnings
 
 

@@ -1,6 +1,7 @@
 """What there is to import: one deterministic list of labelled items, whatever the source looks like."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -39,17 +40,19 @@ class Source:
     notes: tuple[str, ...]
 
 
-def open_source(src: str | Path) -> Source:
-    """Return the source at a local path. Raises UserError: missing, no known layout, or no classes in it.
+@contextmanager
+def open_source(src: str | Path) -> Iterator[Source]:
+    """Yield the source at a local path. Raises UserError: missing, no known layout, or no classes in it.
 
     Class folders: classes are the sorted folder names, an item's id is its path, items are sorted by id. Published
     files: the official class order and numbering, ids such as "train-00029".
     """
     if "://" in str(src):
         raise UserError(f"'{src}' is a URL; sources are read from this machine's disk: copy it here first")
-    tree = _without_top(open_tree(Path(src).expanduser()))
-    known = find_format(tree)
-    return _record_source(tree, known) if known else _folder_source(tree)
+    with ExitStack() as stack:
+        tree = _without_top(open_tree(Path(src).expanduser(), stack))
+        known = find_format(tree)
+        yield _record_source(tree, known) if known else _folder_source(tree)
 
 
 def _without_top(tree: Tree) -> Tree:

@@ -14,6 +14,7 @@ import tempfile
 import zipfile
 import zlib
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -48,17 +49,19 @@ class Tree:
         return Tree(self.name, files, folders, self.refused)
 
 
-def open_tree(path: Path) -> Tree:
-    """Return the tree at a local path. Raises UserError: missing, neither folder nor archive, or a broken archive."""
+def open_tree(path: Path, stack: ExitStack) -> Tree:
+    """Return the tree at a local path, its open files closed with `stack`.
+
+    Raises UserError: missing, neither folder nor archive, or a broken archive.
+    """
     if not path.exists():
         raise UserError(f"'{path}' does not exist; give a folder with one sub-folder a class, or a zip or tar of one")
     if path.is_dir():
         return _folder(path.resolve())
     try:
         if zipfile.is_zipfile(path):
-            return _zip(path)
-        stream = _tar_stream(path)
-        return _tar(path, stream)
+            return _zip(path, stack)
+        return _tar(path, stack)
     except (zipfile.BadZipFile, tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile) as error:
         raise UserError(
             f"'{path}' is neither a folder nor a whole zip or tar archive ({error}); "
@@ -135,8 +138,8 @@ def _add_parents(tree: Tree, path: str) -> None:
         tree.folders.add(path)
 
 
-def _zip(path: Path) -> Tree:
-    archive, tree = zipfile.ZipFile(path), Tree(path.stem)
+def _zip(path: Path, stack: ExitStack) -> Tree:
+    archive, tree = stack.enter_context(zipfile.ZipFile(path)), Tree(path.stem)
     for member in archive.infolist():
         name = _clean(member.filename)
         if not _admit(tree, name):
@@ -168,22 +171,24 @@ def _read_zip(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes:
         raise Refusal(f"unreadable in the archive ({error})") from error
 
 
-def _tar_stream(path: Path) -> IO[bytes]:
+def _tar_stream(path: Path, stack: ExitStack) -> IO[bytes]:
     """Return the tar as a seekable stream; a compressed one is unpacked as a whole, to memory or an unnamed file."""
-    head = path.open("rb").read(6) if path.is_file() else b""
+    stream = stack.enter_context(path.open("rb"))
+    head = stream.read(6)
+    stream.seek(0)
     for magic, opener in ((b"\x1f\x8b", gzip.open), (b"BZh", bz2.open), (b"\xfd7zXZ\x00", lzma.open)):
         if head.startswith(magic):
-            spool = tempfile.SpooledTemporaryFile(max_size=_SPOOL)  # noqa: SIM115 - lives as long as the tree's readers
-            with opener(path, "rb") as packed:
+            spool = stack.enter_context(tempfile.SpooledTemporaryFile(max_size=_SPOOL))  # noqa: SIM115
+            with opener(stream, "rb") as packed:
                 shutil.copyfileobj(packed, spool, 2**20)
             spool.seek(0)
             return spool
-    return path.open("rb")
+    return stream
 
 
-def _tar(path: Path, stream: IO[bytes]) -> Tree:
+def _tar(path: Path, stack: ExitStack) -> Tree:
     tree = Tree(path.name.split(".")[0])
-    archive = tarfile.open(fileobj=stream, mode="r:")  # noqa: SIM115 - as above
+    archive = stack.enter_context(tarfile.open(fileobj=_tar_stream(path, stack), mode="r:"))  # noqa: SIM115
     for member in archive.getmembers():
         name = _clean(member.name)
         if not name or name == "." or not _admit(tree, name):

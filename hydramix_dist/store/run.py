@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 import time
 from collections.abc import Mapping
 from typing import Any, Literal
@@ -10,6 +11,7 @@ from hydramix_dist.errors import UserError
 from hydramix_dist.store.store import Store
 
 SCHEMA_VERSION = 1
+_log = logging.getLogger("hydramix")
 State = Literal["running", "succeeded", "failed"]
 
 
@@ -88,8 +90,15 @@ def read_run(store: Store) -> dict[str, Any]:
 
 
 def read_status(store: Store) -> dict[str, Any]:
-    """Return `status.json`, or an empty mapping where there is none yet."""
-    return dict(json.loads(store.read("status.json"))) if store.exists("status.json") else {}
+    """Return `status.json`, or an empty mapping where there is none yet. Raises UserError where it is damaged."""
+    if not store.exists("status.json"):
+        return {}
+    try:
+        return dict(json.loads(store.read("status.json")))
+    except json.JSONDecodeError as error:
+        raise UserError(
+            f"{store.path('status.json')} is damaged ({error}); delete it and run the command again"
+        ) from error
 
 
 def _warn_of_changed_facts(old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
