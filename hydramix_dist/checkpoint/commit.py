@@ -1,5 +1,8 @@
 """Checkpoints by commit: files first, the manifest with their sha256 last; what no manifest lists does not exist.
 
+The manifest holds a sha256 of its own content too, in every schema version: so a flipped bit is never taken for a
+number, nor for a newer version.
+
 Layout: `checkpoints/<images seen, 12 digits>/{<engine>.safetensors, <engine>.optimizer.safetensors, manifest.json}`.
 """
 
@@ -13,6 +16,7 @@ from typing import Any
 from hydramix_dist.checkpoint.state import EngineState
 from hydramix_dist.errors import UserError
 from hydramix_dist.store import Store
+from hydramix_dist.store.run import digest
 
 SCHEMA_VERSION = 1
 _FOLDER = "checkpoints"
@@ -38,9 +42,10 @@ def save(
     keep: int,
     score: float | None = None,
 ) -> None:
-    """Commit a checkpoint, then remove all but the newest `keep` complete ones and the one of the best `score`.
+    """Commit a checkpoint, then remove all but it, the newest before it (`keep` in all) and the best-scored one.
 
-    `score` is given only where a validation part exists: the test set never chooses.
+    `score` is given only where a validation part exists: the test set never chooses. A checkpoint of more images is a
+    broken one that the training went back from: it goes too, so that it never stands in the place of a whole one.
     """
     folder = f"{_FOLDER}/{images:012d}"
     entries = []
@@ -56,8 +61,9 @@ def save(
         "score": score,
         "files": entries,
     }
+    manifest["sha256"] = digest(manifest)
     store.put(f"{folder}/manifest.json", (json.dumps(manifest, indent=2) + "\n").encode())
-    _prune(store, keep)
+    _prune(store, folder, keep)
 
 
 def load_newest(store: Store) -> Checkpoint | None:
@@ -83,20 +89,24 @@ class _BrokenError(Exception):
 
 
 def _load(store: Store, folder: str, fallbacks: int) -> Checkpoint:
+    manifest = _read_manifest(store, folder)
+    version = manifest["schema_version"]
+    if version > SCHEMA_VERSION:
+        raise UserError(f"{store.path(folder)} was made by a newer version (schema {version}); update hydramix_dist")
+    files = {entry["name"]: _verified(store, folder, entry) for entry in manifest["files"]}
+    engines = {name: EngineState.from_files(files, name, facts["step"]) for name, facts in manifest["engines"].items()}
+    return Checkpoint(manifest["images"], engines, manifest["counters"], fallbacks)
+
+
+def _read_manifest(store: Store, folder: str) -> dict[str, Any]:
     try:
         manifest = json.loads(store.read(f"{folder}/manifest.json"))
-        version = manifest["schema_version"]
-        if version > SCHEMA_VERSION:
-            raise UserError(
-                f"{store.path(folder)} was made by a newer version (schema {version}); update hydramix_dist"
-            )
-        files = {entry["name"]: _verified(store, folder, entry) for entry in manifest["files"]}
-        engines = {
-            name: EngineState.from_files(files, name, facts["step"]) for name, facts in manifest["engines"].items()
-        }
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        recorded = manifest.pop("sha256")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:  # no JSON, or another JSON
         raise _BrokenError("its manifest is damaged") from error
-    return Checkpoint(manifest["images"], engines, manifest["counters"], fallbacks)
+    if digest(manifest) != recorded:
+        raise _BrokenError("its manifest is damaged")
+    return dict(manifest)
 
 
 def _verified(store: Store, folder: str, entry: Mapping[str, Any]) -> bytes:
@@ -115,12 +125,20 @@ def _committed(store: Store) -> list[str]:
     return [path.rsplit("/", 1)[0] for path in paths if path.endswith("/manifest.json")]
 
 
-def _prune(store: Store, keep: int) -> None:
-    folders = _committed(store)
-    scores = {folder: json.loads(store.read(f"{folder}/manifest.json")).get("score") for folder in folders}
-    scored = [folder for folder in folders if scores[folder] is not None]
-    best = max(scored, key=lambda folder: (scores[folder], folder), default=None)
-    for folder in folders[:-keep]:
-        if folder != best:
-            store.delete(f"{folder}/manifest.json")  # first: from here on it does not exist
-            store.delete(folder)
+def _prune(store: Store, newest: str, keep: int) -> None:
+    committed = [folder for folder in _committed(store) if folder <= newest]
+    scores = {folder: _score(store, folder) for folder in committed}
+    scored = {folder: score for folder, score in scores.items() if score is not None}
+    best = max(scored, key=lambda folder: (scored[folder], folder), default=None)
+    kept = {*committed[-keep:], best}
+    for folder in sorted({path.rsplit("/", 1)[0] for path in store.list(_FOLDER)} - kept):
+        store.delete(f"{folder}/manifest.json")  # first: from here on it does not exist
+        store.delete(folder)
+
+
+def _score(store: Store, folder: str) -> float | None:
+    try:
+        score = _read_manifest(store, folder)["score"]
+    except _BrokenError:
+        return None
+    return None if score is None else float(score)

@@ -30,6 +30,8 @@ def pilot_command(
     if resume:
         if out is None:
             raise UserError("--resume needs --out, the folder of the pilot to go on with")
+        if (data, shots, seeds, arms, mix) != (None,) * 5 or assignments:
+            raise UserError("--resume takes data and settings from --out; leave away all but --out and --json")
         store = Store(out)
         tree, preset_name, data = read_stored(store)
         settings = build(PilotSettings, tree, store.path("run.json"))

@@ -25,7 +25,7 @@ from hydramix_dist.errors import UserError
 from hydramix_dist.store.store import Store
 
 _READ_AT_ONCE = 1024
-_WORTH_A_PROCESS = 256
+_WORTH_A_PROCESS = 2000  # images; a spawned process takes seconds to come up
 
 
 class Dataset:

@@ -26,7 +26,7 @@ Progress = Callable[[str, int, int], None]
 
 _CLAIM = f"{staging.FOLDER}/plan.json"
 _DEFAULT_SIDE, _NATIVE_UP_TO = 64, 96
-_WORTH_A_PROCESS = 256  # images; a spawned process takes about half a second to come up
+_WORTH_A_PROCESS = 4000  # images; a spawned process takes seconds to come up
 
 
 @dataclass(frozen=True)
@@ -61,8 +61,8 @@ def import_dataset(
     An interrupted import run again goes on where it was; a complete one is said to be complete, and only segment maps
     of a side or setting not there yet are made. `size`: stored side, pixels (default: the native one where all images
     are square, equal and at most 96, else 64). `holdout`: share for testing where the source has no test split.
-`progress(stage, done, total)` is called often, with the stages "read", "images" and "segments". Raises UserError for
-    bad input, or where `dst` holds something else.
+    `progress(stage, done, total)` is called often, with the stages "read", "images" and "segments".
+    Raises UserError for bad input, or where `dst` holds something else.
     """
     started = time.monotonic()
     tell = progress or (lambda stage, done, total: None)
@@ -83,7 +83,7 @@ def import_dataset(
         complete = _claim(store, source, choice.plan)
         dataset = Dataset.open(dst) if complete else _brought_in(store, source, choice, processes, tell)
     if segments is not None:
-        dataset.ensure_segments(segment_side or default_side(side), segments, processes, tell)
+        dataset.ensure_segments(segment_side or default_side(side), segments, workers, tell)
     if not complete:
         write_manifest(store, dataset.manifest)
     store.delete(staging.FOLDER)

@@ -72,8 +72,7 @@ class Damage:
 def describe(dataset: Dataset, shots: Sequence[int] = ()) -> Overview:
     """Return counts, sizes and warnings; `shots` are the N for which too small classes are named."""
     manifest = dataset.manifest
-    counts = {split: manifest.counts[split] or (0,) * len(dataset.classes) for split in ("train", "test")}
-    classes = tuple(map(ClassCount, dataset.classes, counts["train"], counts["test"]))
+    classes = tuple(map(ClassCount, dataset.classes, manifest.counts["train"], manifest.counts["test"]))
     inside, across = _twins(dataset, "train"), _twins(dataset, "train", "test")
     warnings = [
         *_duplicates(inside, "inside the training split, which holds fewer different images than it seems"),

@@ -68,6 +68,7 @@ def with_places(table: pa.Table, column: str, values: Sequence[bytes]) -> tuple[
         compression="none",
         use_dictionary=False,
         column_encoding={column: "PLAIN"},
+        write_statistics=False,  # smallest and largest image would be written again in headers and footer
         write_page_checksum=True,
     )
     data = bytes(sink.getvalue())

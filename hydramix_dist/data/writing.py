@@ -59,7 +59,7 @@ def write_objects(store: Store, source: Source, parts: list[str], choice: Choice
         plan=choice.plan,
         classes=result.classes,
         counts={
-            split: tuple(np.bincount(labels[split], minlength=len(result.classes)).tolist()) if labels[split] else ()
+            split: tuple(np.bincount(np.asarray(labels[split], np.int64), minlength=len(result.classes)).tolist())
             for split in SPLITS
         },
         sizes=Sizes(side=choice.side, width=_span(kept, "width"), height=_span(kept, "height")),

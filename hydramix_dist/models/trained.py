@@ -73,6 +73,11 @@ def _finished(store: Store, kind: str) -> tuple[dict[str, Any], EngineState]:
     checkpoint = load_newest(store)
     if checkpoint is None:
         raise UserError(f"the {kind} run in {store.url} has no checkpoint")
+    if checkpoint.fallbacks:  # older weights are not what this run is known to have ended with
+        raise UserError(
+            f"the last checkpoint of the {kind} run in {store.url} is damaged; delete its result.json and run its "
+            "command again, it trains the last stretch anew"
+        )
     return json.loads(json.dumps(record["identity"])), checkpoint.engines[kind]
 
 

@@ -1,7 +1,6 @@
 """The pilot, from images to a measured answer: import, subsets, trainings, statistics, report; resumable throughout."""
 
 import json
-import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from hydramix_dist.data.builtin import build_photo_patches, licence_text
 from hydramix_dist.data.dataset import Dataset
 from hydramix_dist.data.importer import import_dataset
 from hydramix_dist.data.overview import describe
+from hydramix_dist.data.pool import usable_cores
 from hydramix_dist.data.shots import load_shots
 from hydramix_dist.errors import Interrupted, UserError
 from hydramix_dist.evaluation.assemble import assemble
@@ -27,7 +27,7 @@ from hydramix_dist.orchestration.tasks import ClassifierTask, GeneratorTask
 from hydramix_dist.report.page import write_report
 from hydramix_dist.report.sheets import Sheet
 from hydramix_dist.store import Store
-from hydramix_dist.store.run import RunFolder, read_run, read_status
+from hydramix_dist.store.run import RunFolder, exclusively, read_run, read_status
 from hydramix_dist.training import environment
 from hydramix_dist.training.loop import prepare_device
 
@@ -84,43 +84,49 @@ def open_data(source: str | None, out: Store, display: Display) -> Dataset:
 def run_pilot(source: str | None, settings: PilotSettings, preset: str | None, out: Store, display: Display) -> Outcome:
     """Run, or go on with, a pilot in `out`; leaves results.json and report.html there, also when stopped half way.
 
-    Raises Interrupted when asked to stop, UserError for bad input or a folder that holds another run.
+    Raises Interrupted when asked to stop, UserError for bad input, for a folder that holds another run, and where
+    another process is running in it.
     """
-    device = prepare_device(settings.runtime)
-    facts = environment.facts(settings.runtime, device)
-    dataset = open_data(source, out, display)
-    identity = {"data": dataset.fingerprint, "settings": dump(settings)}
-    folder = RunFolder.begin(out, "pilot", identity, facts | {"preset": preset, "source": source})
-    warnings = [warned.text for warned in describe(dataset, settings.shots).warnings]
-    plan = make_plan(settings, dataset, out)
-    for subset in plan.subsets:
-        _put_json(out, f"subsets/{subset.name}.json", subset_record(dataset, subset.train, subset.validation))
-    _make_segments(plan, dataset, display)
-    display.planned({key: task.name for key, task in plan.tasks.items()})
+    with exclusively(out):
+        facts = environment.facts(settings.runtime, prepare_device(settings.runtime))
+        dataset = open_data(source, out, display)
+        identity = {"data": dataset.fingerprint, "settings": dump(settings)}
+        folder = RunFolder.begin(out, "pilot", identity, facts | {"preset": preset, "source": source})
+        plan = make_plan(settings, dataset, out)
+        for subset in plan.subsets:
+            _put_json(out, f"subsets/{subset.name}.json", subset_record(dataset, subset.train, subset.validation))
+        warnings = [warned.text for warned in describe(dataset, settings.shots).warnings]
+        _make_segments(plan, dataset, display)
 
-    results: dict[str, dict[str, Any]] = {}
+        results: dict[str, dict[str, Any]] = {}
+        try:
+            failed = _train(plan, settings, results, display)
+        except BaseException as error:
+            folder.fail(str(error) or type(error).__name__)
+            if isinstance(error, Interrupted) and results:
+                _write(plan, results, settings, preset, dataset, warnings, facts, out)
+            raise
+        report = _write(plan, results, settings, preset, dataset, warnings, facts, out)
+        if failed:
+            folder.fail(f"{len(failed)} of {len(plan.tasks)} trainings failed")
+        else:
+            folder.succeed()
+        return Outcome(report, failed)
+
+
+def _train(plan: Plan, settings: PilotSettings, results: dict[str, dict[str, Any]], display: Display) -> dict[str, str]:
+    """Carry out the plan, filling `results` by task key as trainings end; return the errors of those that failed."""
+    display.planned({key: task.name for key, task in plan.tasks.items()})
+    workers = settings.workers or default_workers(settings.runtime, usable_cores())
     failed: dict[str, str] = {}
-    cores = len(os.sched_getaffinity(0))
-    workers = settings.workers or default_workers(settings.runtime, cores)
-    try:
-        with Stop() as stop:
-            for ended in run_tasks(plan.tasks, plan.needs, workers, stop, display.progress):
-                display.ended(ended)
-                if ended.result is not None:
-                    results[ended.key] = ended.result
-                else:
-                    failed[ended.key] = ended.error or ""
-    except BaseException as error:
-        folder.fail(str(error) or type(error).__name__)
-        if isinstance(error, Interrupted) and results:
-            _write(plan, results, settings, preset, dataset, warnings, facts, out)
-        raise
-    report = _write(plan, results, settings, preset, dataset, warnings, facts, out)
-    if failed:
-        folder.fail(f"{len(failed)} of {len(plan.tasks)} trainings failed")
-    else:
-        folder.succeed()
-    return Outcome(report, failed)
+    with Stop() as stop:
+        for ended in run_tasks(plan.tasks, plan.needs, workers, stop, display.progress):
+            display.ended(ended)
+            if ended.result is not None:
+                results[ended.key] = ended.result
+            else:
+                failed[ended.key] = ended.error or "no reason given"
+    return failed
 
 
 def _write(

@@ -1,14 +1,16 @@
 """A run's folder: what it is (`run.json`), where it stands (`status.json`), and that both belong to the same run."""
 
+import contextlib
+import fcntl
 import hashlib
 import json
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
 from hydramix_dist.errors import UserError
-from hydramix_dist.store.store import Store
+from hydramix_dist.store.store import Store, disk_errors_as_answers
 
 SCHEMA_VERSION = 1
 _log = logging.getLogger("hydramix")
@@ -78,9 +80,11 @@ def read_run(store: Store) -> dict[str, Any]:
         raise UserError(
             f"{store.url} holds no run (no run.json); give the folder that a command named at its end"
         ) from error
-    except json.JSONDecodeError as error:
+    except ValueError as error:
         raise UserError(f"{store.path('run.json')} is damaged: {error}") from error
-    version = record.get("schema_version", 0)
+    version = record.get("schema_version") if isinstance(record, dict) else None
+    if not isinstance(version, int):
+        raise UserError(f"{store.path('run.json')} is damaged: it is no record of a run")
     if version > SCHEMA_VERSION:
         raise UserError(
             f"{store.path('run.json')} was made by a newer version (schema {version}, this one reads up to "
@@ -99,6 +103,29 @@ def read_status(store: Store) -> dict[str, Any]:
         raise UserError(
             f"{store.path('status.json')} is damaged ({error}); delete it and run the command again"
         ) from error
+
+
+@contextlib.contextmanager
+def exclusively(store: Store) -> Iterator[None]:
+    """Hold a local folder for this process while the block runs; the lock ends with the process, however it ends.
+
+    Raises UserError where another process holds it. Folders that are not local are not locked.
+    """
+    path = store.local_path(".lock")
+    if path is None:
+        yield
+        return
+    with disk_errors_as_answers(str(path)):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("w")
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(
+                f"another process is running in {store.url}; wait for it, or choose another folder"
+            ) from error
+        yield
 
 
 def _warn_of_changed_facts(old: Mapping[str, Any], new: Mapping[str, Any]) -> None:

@@ -102,7 +102,7 @@ class Store:
             except FileExistsError:
                 return False
             return True
-        with _said(full):
+        with disk_errors_as_answers(full):
             temporary = self._temporary(full)
             try:
                 _write_synced(temporary, data)
@@ -117,7 +117,7 @@ class Store:
     def writer(self, path: str) -> Iterator[IO[bytes]]:
         """Yield a binary writer; the object appears when the block ends well and never when it raises."""
         full = self._full(path)
-        with _said(full):
+        with disk_errors_as_answers(full):
             if self._local:
                 temporary = self._temporary(full)
                 try:
@@ -138,7 +138,7 @@ class Store:
     def append(self, path: str, data: bytes) -> None:
         """Add bytes to the end of an object, made where absent; on object stores this rewrites it."""
         full = self._full(path)
-        with _said(full):
+        with disk_errors_as_answers(full):
             if self._local:
                 Path(full).parent.mkdir(parents=True, exist_ok=True)
                 with Path(full).open("ab") as file:
@@ -172,7 +172,7 @@ def _write_synced(path: Path, data: bytes) -> None:
 
 
 @contextlib.contextmanager
-def _said(full: str) -> Iterator[None]:
+def disk_errors_as_answers(full: str) -> Iterator[None]:
     """Turn the disk's own refusals to write `full` into sentences; other errors of the block pass through."""
     try:
         yield

@@ -108,17 +108,22 @@ def run(training: Training, length: Length, context: Context, resumed: Checkpoin
 
     for step in range(first, length.steps):
         images = (step + 1) * length.batch
-        terms = _step(training, step, step / length.steps)
+        try:
+            terms = _step(training, step, step / length.steps)
+        except NonFiniteLossError:
+            context.recorder.record(step * length.batch, {"nonfinite_stops_total": 1})
+            raise
         meter.note(images, terms, last=step + 1 == length.steps)
         context.progress(images, length.steps * length.batch)
         stopping = context.should_stop()
-        if step + 1 in saves or stopping or step + 1 == length.steps:
-            if not stopping:
-                metrics = training.evaluate(images)
-                if metrics:
-                    evaluations.append((images, dict(metrics)))
-                    context.recorder.record(images, metrics)
-            _save(training, images, spent + time.monotonic() - started, evaluations, context)
+        if step + 1 in saves or stopping:
+            # Also when stopping: resumed or not, a training has the same evaluations.
+            metrics = training.evaluate(images) if step + 1 in saves else {}
+            if metrics:
+                evaluations.append((images, dict(metrics)))
+                context.recorder.record(images, metrics)
+            score = metrics.get("validation_accuracy_ratio")
+            _save(training, images, spent + time.monotonic() - started, evaluations, score, context)
         if stopping:
             raise Interrupted(f"stopped after {images} images; the same command goes on from there")
     return Outcome(spent + time.monotonic() - started, tuple(evaluations))
@@ -144,7 +149,7 @@ def _step(training: Training, step: int, done: float) -> dict[str, Tensor | floa
 def _stop_if_not_finite(engine: Engine, total: Tensor, terms: Mapping[str, Tensor], step: int) -> None:
     if engine.all_finite(total.detach()):
         return
-    values = {name: float(term) for name, term in terms.items()}
+    values = {name: float(term.detach()) for name, term in terms.items()}
     raise NonFiniteLossError(
         f"step {step}: the loss is not finite ({', '.join(f'{k} = {v:g}' for k, v in values.items())}); stopped before "
         "the optimizer step, the last checkpoint is good. A lower learning rate or precision fp32 usually mends it"
@@ -152,10 +157,14 @@ def _stop_if_not_finite(engine: Engine, total: Tensor, terms: Mapping[str, Tenso
 
 
 def _save(
-    training: Training, images: int, seconds: float, evaluations: Sequence[tuple[int, Any]], context: Context
+    training: Training,
+    images: int,
+    seconds: float,
+    evaluations: Sequence[tuple[int, Any]],
+    score: float | None,
+    context: Context,
 ) -> None:
     began = time.monotonic()
-    score = evaluations[-1][1].get("validation_accuracy_ratio") if evaluations else None
     checkpoint.save(
         context.store,
         images,

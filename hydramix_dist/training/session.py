@@ -9,15 +9,7 @@ import torch
 from hydramix_dist.checkpoint import EngineState, load_newest
 from hydramix_dist.store.run import RunFolder
 from hydramix_dist.training import environment
-from hydramix_dist.training.loop import (
-    Context,
-    Length,
-    NonFiniteLossError,
-    Outcome,
-    Training,
-    prepare_device,
-    run,
-)
+from hydramix_dist.training.loop import Context, Length, Outcome, Training, prepare_device, run
 
 
 def train_in_folder(
@@ -51,11 +43,9 @@ def train_in_folder(
             "peak_memory_bytes": environment.peak_memory_bytes(device),
             **conclude(training, outcome),
         }
+        context.store.put("result.json", (json.dumps(result, indent=2) + "\n").encode())
     except BaseException as error:
-        if isinstance(error, NonFiniteLossError):
-            context.recorder.record(0, {"nonfinite_stops_total": 1})
         folder.fail(str(error) or type(error).__name__)
         raise
-    context.store.put("result.json", (json.dumps(result, indent=2) + "\n").encode())
     folder.succeed()
     return result

@@ -210,7 +210,7 @@ def test_archive_and_folder_give_one_fingerprint(tmp_path: Path) -> None:
     assert Dataset.open(one.url).fingerprint == Dataset.open(two.url).fingerprint
 
 
-@pytest.mark.parametrize(("stage", "after", "kept"), [("images", 1500, 1), ("segments", 100, 1), ("read", 200, 0)])
+@pytest.mark.parametrize(("stage", "after", "kept"), [("images", 1300, 1), ("segments", 100, 1), ("read", 200, 0)])
 def test_killed_import_goes_on_and_ends_the_same(tmp_path: Path, stage: str, after: int, kept: int) -> None:
     count = 30 if stage == "segments" else 250
     src = write_tree(tmp_path / "src", cifar_files(count))
@@ -229,12 +229,9 @@ def test_killed_import_goes_on_and_ends_the_same(tmp_path: Path, stage: str, aft
     assert len(parts) == kept
     with pytest.raises(UserError, match="no data set"):
         Dataset.open(str(tmp_path / "cut"))
-    with (
-        pytest.raises(UserError, match="unfinished import")
-        if stage != "read"
-        else pytest.raises(UserError, match="side")
-    ):
-        import_dataset(src, str(tmp_path / "cut"), size=16 if stage != "read" else 4)
+    if stage != "read":  # nothing was claimed while reading
+        with pytest.raises(UserError, match="unfinished import"):
+            import_dataset(src, str(tmp_path / "cut"), size=16)
 
     seen: list[tuple[str, int]] = []
     options = {"workers": 1, "segment_side": 32} | ({} if stage == "segments" else {"segments": None})

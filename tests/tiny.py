@@ -1,0 +1,321 @@
+"""Small worlds for the tests: shot sets, settings and image folders with which a training takes a second."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from PIL import Image
+from torch import Tensor
+
+from hydramix_dist.config.load import build
+from hydramix_dist.config.schema import ClassifierSettings, GeneratorSettings, RuntimeSettings
+from hydramix_dist.data.augmenter import Augmenter
+from hydramix_dist.data.draws import uniform
+from hydramix_dist.data.shots import ShotSet
+from hydramix_dist.errors import Interrupted
+from hydramix_dist.mixing.mixer import Mixer
+from hydramix_dist.models.generator import Generator
+from hydramix_dist.store import Store
+from hydramix_dist.telemetry import JsonlSink, Recorder
+from hydramix_dist.training.classifier import ClassifierInputs, HeldOut, train_classifier
+from hydramix_dist.training.generator import generator_identity, train_generator
+from hydramix_dist.training.loop import Context
+
+SIDE = 32
+HYDRAMIX = Path(sys.executable).with_name("hydramix")
+RUNTIME = RuntimeSettings(device="cpu", precision="fp32", channels_last=False, threads=1, checkpoints=3)
+FAST = RUNTIME.model_copy(update={"precision": "bf16", "channels_last": True})
+
+
+# ---- images
+
+
+def pictures(count: int, side: int = SIDE, seed: int = 0) -> Tensor:
+    """Return smooth random images, uint8 [count, 3, side, side], all different."""
+    coarse = uniform(seed, "pictures", range(count), 3 * 64).view(count, 3, 8, 8) * 255
+    return torch.nn.functional.interpolate(coarse, side, mode="bilinear").byte()
+
+
+def label_maps(count: int, side: int = SIDE, seed: int = 0) -> Tensor:
+    """Return label maps, int32 [count, side, side], each of 4 to 8 upright and lying stripes numbered 0..n-1."""
+    cuts = (uniform(seed, "maps", range(count), 1)[:, 0] * 3 + 2).long()
+    rows = torch.arange(side)
+    maps = [(rows[:, None] // (side // int(n) + 1)) * 2 + (rows[None] // (side // 2)) for n in cuts]
+    return torch.stack([torch.unique(m, return_inverse=True)[1] for m in maps]).int()
+
+
+def shot_set(per_class: Sequence[int] = (3, 3), side: int = SIDE, seed: int = 0, segments: bool = True) -> ShotSet:
+    """Return a shot set with the given numbers of images a class, classes taking turns as far as they reach."""
+    labels = [label for turn in range(max(per_class)) for label, n in enumerate(per_class) if turn < n]
+    count = len(labels)
+    return ShotSet(
+        images_NCHW=pictures(count, side, seed),
+        labels_N=torch.tensor(labels),
+        ids=tuple(f"image-{i}" for i in range(count)),
+        segments_NHW=label_maps(count, side, seed) if segments else None,
+        classes=tuple(f"class-{i}" for i in range(len(per_class))),
+    )
+
+
+def image_folder(root: Path, train: Mapping[str, int], test: int, side: int = SIDE) -> Path:
+    """Write class folders with train and test images; a class is told by its colour, noisily. Return the root."""
+    for label, (name, count) in enumerate(train.items()):
+        for split, number in (("train", count), ("test", test)):
+            folder = root / split / name
+            folder.mkdir(parents=True)
+            images = pictures(number, side, seed=2 * label + (split == "test")).float() * 0.7
+            images[:, label % 3] += 60
+            for i, image in enumerate(images.byte()):
+                Image.fromarray(image.permute(1, 2, 0).numpy()).save(folder / f"{i:02d}.png")
+    return root
+
+
+# ---- settings
+
+
+def generator_settings(**changes: Any) -> GeneratorSettings:
+    """Return the settings of a training of 12 steps, with `changes` to the top keys (sections as mappings)."""
+    tree: dict[str, Any] = {
+        "network": {"side": SIDE, "width": 4, "blocks": 2, "mix_after": "block1"},
+        "discriminator": {"width": 4},
+        "mix": {"count": 3},
+        "batch": 4,
+        "images": 48,
+        "milestones": [0.5],
+    }
+    return build(GeneratorSettings, tree | changes, "test")
+
+
+def classifier_settings(**changes: Any) -> ClassifierSettings:
+    """Return the settings of a training of 12 steps with dropout, with `changes` to the top keys."""
+    tree: dict[str, Any] = {"network": "wrn-10-1", "dropout": 0.3, "side": 16, "batch": 4, "images": 48}
+    return build(ClassifierSettings, tree | {"optimizer": {"lr": 0.05}} | changes, "test")
+
+
+# ---- trainings
+
+
+def stops_after(steps: int) -> Callable[[], bool]:
+    """Return a `should_stop` that asks for a stop at the end of the given step, counted from 1 in this attempt."""
+    calls = 0
+
+    def should_stop() -> bool:
+        nonlocal calls
+        calls += 1
+        return calls >= steps
+
+    return should_stop
+
+
+def never() -> bool:
+    return False
+
+
+def context(
+    folder: Path | Store, role: str, runtime: RuntimeSettings = RUNTIME, should_stop: Callable[[], bool] = never
+) -> Context:
+    """Return what surrounds a training in a folder."""
+    store = folder if isinstance(folder, Store) else Store(folder)
+    sink = JsonlSink(lambda line: store.append("metrics.jsonl", line))
+    return Context(store, Recorder([sink], role=role), runtime, lambda done, total: None, should_stop)
+
+
+def run_generator(
+    folder: Path | Store,
+    settings: GeneratorSettings | None = None,
+    runtime: RuntimeSettings = RUNTIME,
+    should_stop: Callable[[], bool] = never,
+    shots: ShotSet | None = None,
+) -> dict[str, Any]:
+    """Train, or go on training, a generator in a folder; return its result."""
+    settings, shots = settings or generator_settings(), shots or shot_set()
+    identity = generator_identity("data", shots.ids, 5, settings)
+    return train_generator(shots, settings, 5, identity, "nowhere", context(folder, "generator", runtime, should_stop))
+
+
+def classifier_inputs(mixed: bool = True, validation: bool = False, bf16: bool = False) -> ClassifierInputs:
+    """Return inputs with mixes of an untrained generator: its weights do not matter, that it is the same does."""
+    return ClassifierInputs(
+        shots=shot_set(side=16, segments=False),
+        augmentation="basic",
+        mixer=mixer(bf16=bf16) if mixed else None,
+        test=HeldOut(pictures(20, 16, seed=1), torch.arange(20) % 2),
+        validation=HeldOut(pictures(6, 16, seed=2), torch.arange(6) % 2) if validation else None,
+    )
+
+
+def mixer(shots: ShotSet | None = None, settings: GeneratorSettings | None = None, bf16: bool = False) -> Mixer:
+    """Return a mixer with an untrained generator."""
+    settings = settings or generator_settings()
+    torch.manual_seed(3)
+    return Mixer(Generator(settings.network), shots or shot_set(), settings.mix, 5, "basic", bf16=bf16)
+
+
+def run_classifier(
+    folder: Path | Store,
+    settings: ClassifierSettings | None = None,
+    runtime: RuntimeSettings = RUNTIME,
+    should_stop: Callable[[], bool] = never,
+    inputs: ClassifierInputs | None = None,
+) -> dict[str, Any]:
+    """Train, or go on training, a classifier in a folder; return its result."""
+    settings = settings or classifier_settings()
+    inputs = inputs or classifier_inputs(bf16=runtime.precision == "bf16")
+    surroundings = context(folder, "classifier", runtime, should_stop)
+    return train_classifier(inputs, settings, 5, {"settings": "the test's"}, "nowhere", surroundings)
+
+
+def until_interrupted(train: Callable[[], Any]) -> None:
+    """Train, which must end with an interruption."""
+    try:
+        train()
+    except Interrupted:
+        return
+    raise AssertionError("the training was not interrupted")
+
+
+def metrics(folder: Path) -> list[dict[str, Any]]:
+    """Return the records of a run."""
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def augmenter(kind: Any = "basic") -> Augmenter:
+    return Augmenter(kind, 0, SIDE)
+
+
+class TornError(Exception):
+    """What a `TornStore` fails with."""
+
+
+class TornStore(Store):
+    """A store that fails at its write or removal number `whole` (from 0), before or `after` it took effect."""
+
+    def __init__(self, url: Path, whole: int, after: bool) -> None:
+        super().__init__(url)
+        self._whole, self._after = whole, after
+
+    def put(self, path: str, data: bytes) -> None:
+        self._tear(lambda: Store.put(self, path, data))
+
+    def delete(self, path: str = "") -> None:
+        self._tear(lambda: Store.delete(self, path))
+
+    def _tear(self, operation: Callable[[], None]) -> None:
+        if self._whole == 0 and not self._after:
+            raise TornError
+        operation()
+        if self._whole == 0:
+            raise TornError
+        self._whole -= 1
+
+
+# ---- a pilot
+
+PILOT: dict[str, Any] = {
+    "shots": [3],
+    "seeds": [0, 1],
+    "verdict": False,
+    "generators": {
+        "hydramix": {
+            "network": {"side": SIDE, "width": 4, "blocks": 2, "mix_after": "block1"},
+            "discriminator": {"width": 4},
+            "mix": {"count": 3},
+            "batch": 4,
+            "images": 400,
+        }
+    },
+    "classifier": {
+        "network": "wrn-10-1",
+        "dropout": 0.2,
+        "side": 16,
+        "batch": 4,
+        "images": 800,
+        "optimizer": {"lr": 0.02},
+    },
+    "arms": {"baseline": {}, "hydramix": {"generator": "hydramix"}},
+    "runtime": {"device": "cpu", "precision": "fp32", "channels_last": False, "checkpoints": 4},
+    "workers": 2,
+}
+
+
+def write_preset(path: Path, **changes: Any) -> Path:
+    """Write the tiny pilot's settings, with `changes` to the top keys, as YAML; return the path."""
+    path.write_text(yaml.safe_dump(PILOT | changes))
+    return path
+
+
+def hydramix(*arguments: str | Path, check: int | None = 0, **options: Any) -> subprocess.CompletedProcess[str]:
+    """Run the command line as a user does; `check` is the exit code it must end with."""
+    command = [str(HYDRAMIX), *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300, **options)
+    assert check is None or done.returncode == check, f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"
+    return done
+
+
+def start_hydramix(*arguments: str | Path, **options: Any) -> subprocess.Popen[str]:
+    """Start the command line in a session of its own."""
+    return subprocess.Popen(
+        [str(HYDRAMIX), *map(str, arguments)],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True, **options,
+    )  # fmt: skip
+
+
+def accuracies(run: Path) -> dict[tuple[str, int, int], Any]:
+    """Return what a pilot measured, without times: by (arm, shots, seed) confusion and test curve."""
+    results = json.loads((run / "results.json").read_text())
+    return {(r["arm"], r["shots"], r["seed"]): (r["confusion"], r["test_curve"]) for r in results["runs"]}
+
+
+def wait_for(what: Callable[[], bool], seconds: float = 90) -> None:
+    """Wait until something is so."""
+    end = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < end, "waited too long"
+        time.sleep(0.02)
+
+
+def alive(pid: int) -> bool:
+    """Return whether a process runs (a zombie does not)."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return False
+    return state != "Z"
+
+
+def descendants(pid: int) -> list[int]:
+    """Return the ids of all processes below one."""
+    below: dict[int, list[int]] = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = stat.read_text().rpartition(")")[2].split()
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        below.setdefault(int(fields[1]), []).append(int(stat.parent.name))
+    found = list(below.get(pid, []))
+    for child in found:
+        found.extend(below.get(child, []))
+    return found
+
+
+def workers_of(pid: int) -> list[int]:
+    """Return the ids of a pilot's worker processes."""
+    lines = {p: Path(f"/proc/{p}/cmdline") for p in descendants(pid)}
+    return [p for p, line in lines.items() if line.exists() and "spawn_main" in line.read_text()]
+
+
+def kill(pid: int) -> None:
+    os.kill(pid, signal.SIGKILL)
+
+
+def seeded(seed: int) -> np.random.Generator:
+    return np.random.default_rng(seed)
