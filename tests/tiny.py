@@ -10,20 +10,20 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import yaml
 from PIL import Image
 from torch import Tensor
 
+from hydramix_dist.checkpoint import load_newest, weights_digest
 from hydramix_dist.config.load import build
 from hydramix_dist.config.schema import ClassifierSettings, GeneratorSettings, RuntimeSettings
-from hydramix_dist.data.augmenter import Augmenter
 from hydramix_dist.data.draws import uniform
 from hydramix_dist.data.shots import ShotSet
 from hydramix_dist.errors import Interrupted
 from hydramix_dist.mixing.mixer import Mixer
 from hydramix_dist.models.generator import Generator
+from hydramix_dist.models.trained import TrainedGenerator
 from hydramix_dist.store import Store
 from hydramix_dist.telemetry import JsonlSink, Recorder
 from hydramix_dist.training.classifier import ClassifierInputs, HeldOut, train_classifier
@@ -72,8 +72,8 @@ def image_folder(root: Path, train: Mapping[str, int], test: int, side: int = SI
         for split, number in (("train", count), ("test", test)):
             folder = root / split / name
             folder.mkdir(parents=True)
-            images = pictures(number, side, seed=2 * label + (split == "test")).float() * 0.7
-            images[:, label % 3] += 60
+            images = pictures(number, side, seed=2 * label + (split == "test")).float() * 0.9
+            images[:, label % 3] += 15
             for i, image in enumerate(images.byte()):
                 Image.fromarray(image.permute(1, 2, 0).numpy()).save(folder / f"{i:02d}.png")
     return root
@@ -188,40 +188,35 @@ def metrics(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
-def augmenter(kind: Any = "basic") -> Augmenter:
-    return Augmenter(kind, 0, SIDE)
-
-
 class TornError(Exception):
     """What a `TornStore` fails with."""
 
 
 class TornStore(Store):
-    """A store that fails at its write or removal number `whole` (from 0), before or `after` it took effect."""
+    """A store that does `whole` writes and removals and then fails for ever, as if its process had been killed."""
 
-    def __init__(self, url: Path, whole: int, after: bool) -> None:
+    def __init__(self, url: Path, whole: int) -> None:
         super().__init__(url)
-        self._whole, self._after = whole, after
+        self.done, self._whole = 0, whole
 
     def put(self, path: str, data: bytes) -> None:
-        self._tear(lambda: Store.put(self, path, data))
+        self._count()
+        super().put(path, data)
 
     def delete(self, path: str = "") -> None:
-        self._tear(lambda: Store.delete(self, path))
+        self._count()
+        super().delete(path)
 
-    def _tear(self, operation: Callable[[], None]) -> None:
-        if self._whole == 0 and not self._after:
+    def _count(self) -> None:
+        if self.done == self._whole:
             raise TornError
-        operation()
-        if self._whole == 0:
-            raise TornError
-        self._whole -= 1
+        self.done += 1
 
 
 # ---- a pilot
 
 PILOT: dict[str, Any] = {
-    "shots": [3],
+    "shots": [5],
     "seeds": [0, 1],
     "verdict": False,
     "generators": {
@@ -230,7 +225,7 @@ PILOT: dict[str, Any] = {
             "discriminator": {"width": 4},
             "mix": {"count": 3},
             "batch": 4,
-            "images": 400,
+            "images": 240,
         }
     },
     "classifier": {
@@ -238,7 +233,7 @@ PILOT: dict[str, Any] = {
         "dropout": 0.2,
         "side": 16,
         "batch": 4,
-        "images": 800,
+        "images": 480,
         "optimizer": {"lr": 0.02},
     },
     "arms": {"baseline": {}, "hydramix": {"generator": "hydramix"}},
@@ -269,10 +264,20 @@ def start_hydramix(*arguments: str | Path, **options: Any) -> subprocess.Popen[s
     )  # fmt: skip
 
 
-def accuracies(run: Path) -> dict[tuple[str, int, int], Any]:
-    """Return what a pilot measured, without times: by (arm, shots, seed) confusion and test curve."""
+def measured(run: Path) -> dict[tuple[str, int, int], Any]:
+    """Return what a pilot measured, without times: by (arm, shots, seed) the confusion and the test curve."""
     results = json.loads((run / "results.json").read_text())
     return {(r["arm"], r["shots"], r["seed"]): (r["confusion"], r["test_curve"]) for r in results["runs"]}
+
+
+def weights_of(run: Path) -> dict[str, str]:
+    """Return the digest of each training's last weights in a pilot's folder."""
+    found = {}
+    for folder in sorted(path.parent for path in run.glob("*/*/checkpoints")):
+        checkpoint = load_newest(Store(folder))
+        for name, state in checkpoint.engines.items() if checkpoint else ():
+            found[f"{folder.relative_to(run)}/{name}"] = weights_digest(state.weights)
+    return found
 
 
 def wait_for(what: Callable[[], bool], seconds: float = 90) -> None:
@@ -317,5 +322,9 @@ def kill(pid: int) -> None:
     os.kill(pid, signal.SIGKILL)
 
 
-def seeded(seed: int) -> np.random.Generator:
-    return np.random.default_rng(seed)
+def trained_generator(settings: GeneratorSettings | None = None, seed: int = 3) -> TrainedGenerator:
+    """Return a generator as out of a run's folder; its weights are random, which no test of draws minds."""
+    settings = settings or generator_settings()
+    torch.manual_seed(seed)
+    network = Generator(settings.network).eval().requires_grad_(False)
+    return TrainedGenerator(network, settings, weights_digest(network.state_dict()), {})

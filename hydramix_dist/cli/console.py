@@ -47,7 +47,7 @@ class LiveDisplay:
 
     def say(self, text: str) -> None:
         """Show one line."""
-        self._console.print(text, highlight=False, markup=False)
+        self._console.print(text, highlight=False, markup=False, soft_wrap=not self._console.is_terminal)
 
     def planned(self, names: Mapping[str, str]) -> None:
         """Take the trainings to come and begin the bar of the whole."""

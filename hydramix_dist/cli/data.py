@@ -98,7 +98,7 @@ def _show_overview(overview: Overview) -> None:
         table.add_row(entry.name, str(entry.train), str(entry.test))
     Console().print(table)
     _list("warning", overview.warnings, lambda warned: warned.text)
-    _list("pair", overview.twins, lambda t: f"{t.first} and {t.second}, similarity {t.similarity:.3f}")
+    _list("pair", overview.twins, lambda t: f"{t.first[1]} and {t.second[1]}, similarity {t.similarity:.3f}")
     if overview.licence:
         print(f"licence: {overview.licence}")
 

@@ -4,6 +4,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+from rich.table import Table
+
 from hydramix_dist.cli.console import LiveDisplay, error_console, print_json
 from hydramix_dist.config.load import build, configs_root, dump, override, read_yaml
 from hydramix_dist.config.schema import PilotSettings
@@ -41,9 +44,9 @@ def pilot_command(
         store = Store(out or _default_out(data, preset, settings))
     console = error_console()
     if find_finished(store, data, settings):
-        console.print(f"finished already; the report is {store.path('report.html')}", highlight=False, markup=False)
+        _line(console, f"finished already; the report is {store.path('report.html')}")
         return _show(load_results(store), store, json_)
-    console.print(f"writing to {store.url}", highlight=False, markup=False)
+    _line(console, f"writing to {store.url}")
     with LiveDisplay(console) as display:
         outcome = run_pilot(data, settings, preset_name, store, display)
     _show(outcome.results, store, json_)
@@ -110,13 +113,10 @@ def _show(results: PilotResults, store: Store, json_: bool) -> int:
             json.dumps({"run": store.url, "report": store.path("report.html"), **results.model_dump(mode="json")})
         )
         return 0
-    from rich.console import Console
-    from rich.table import Table
-
     console = Console()
     console.print()
     for sentence in results.verdict.sentences:
-        console.print(sentence, highlight=False, markup=False, soft_wrap=not console.is_terminal)
+        _line(console, sentence)
     table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0))
     for heading in ("arm", "N", "seeds", "accuracy", "spread", "seconds a seed"):
         table.add_column(heading, justify="left" if heading == "arm" else "right")
@@ -132,13 +132,13 @@ def _show(results: PilotResults, store: Store, json_: bool) -> int:
     console.print()
     console.print(table)
     console.print()
-    for label, path in (
-        ("report", store.path("report.html")),
-        ("numbers", store.path("results.json")),
-        ("settings", store.path("run.json")),
-    ):
-        console.print(f"{label:<9} {path}", highlight=False, markup=False, soft_wrap=True)
-    console.print(
-        f"{'go on':<9} hydramix pilot --resume --out {store.url}", highlight=False, markup=False, soft_wrap=True
-    )
+    _line(console, f"report    {store.path('report.html')}")
+    _line(console, f"numbers   {store.path('results.json')}")
+    _line(console, f"settings  {store.path('run.json')}")
+    _line(console, f"go on     hydramix pilot --resume --out {store.url}")
     return 0
+
+
+def _line(console: Console, text: str) -> None:
+    """Print text as it is; only a terminal wraps it, so that paths stay whole in a pipe."""
+    console.print(text, highlight=False, markup=False, soft_wrap=not console.is_terminal)

@@ -119,7 +119,8 @@ def _explain(model: type[BaseModel], problem: Any) -> str:
     if problem["type"] in ("model_type", "dict_type"):
         return f"'{path}': a section of keys is needed, one value was given{shown}"
     message = problem["msg"].removeprefix("Value error, ")
-    return f"'{path}': {message[0].lower()}{message[1:]}{shown}"
+    where = f"'{path}': " if problem["loc"] else ""  # a rule over several keys names them itself
+    return f"{where}{message[0].lower()}{message[1:]}{shown}"
 
 
 def _fields_at(model: type[BaseModel], path: Sequence[Any]) -> list[str]:

@@ -97,10 +97,10 @@ class DiscriminatorSettings(Settings):
     width: Annotated[int, Field(ge=1, description="channels after the first convolution")] = 64
     score: Annotated[
         Literal["sigmoid", "linear"], Field(description="least squares on a sigmoid (released) or on the bare score")
-    ] = "sigmoid"
+    ] = "linear"
     augment: Annotated[
         bool, Field(description="same random differentiable augmentation on real and mixed images before D")
-    ] = False
+    ] = True
     real_per_batch: Annotated[
         bool, Field(description="one draw a step picks the real source (released), instead of one a sample")
     ] = False

@@ -71,7 +71,7 @@ def stage(
 def read_outcomes(store: Store, path: str) -> pa.Table:
     """Return a part without its pixels: item, reason, sha256, width, height."""
     with store.open(path) as file:
-        return pq.read_table(file, columns=_SCHEMA.names[:5])
+        return pq.ParquetFile(file, pre_buffer=False).read(_SCHEMA.names[:5], use_threads=False)
 
 
 def read_part(store: Store, path: str) -> pa.Table:

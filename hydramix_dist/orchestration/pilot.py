@@ -211,8 +211,10 @@ def _data_name(dataset: Dataset) -> str:
 
 
 def find_finished(out: Store, source: str | None, settings: PilotSettings) -> bool:
-    """Return whether `out` holds a finished pilot with this source and these settings."""
-    if not (out.exists("run.json") and out.exists("report.html")):
+    """Return whether `out` holds a finished pilot with this source and these settings, no training's result gone."""
+    paths = set(out.list()) if out.exists("run.json") else set()
+    trainings = {path.removesuffix("/run.json") for path in paths if path.endswith("/run.json")}
+    if "report.html" not in paths or not all(f"{training}/result.json" in paths for training in trainings):
         return False
     record = read_run(out)
     same = record["identity"].get("settings") == json.loads(json.dumps(dump(settings)))

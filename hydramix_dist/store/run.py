@@ -99,7 +99,7 @@ def read_status(store: Store) -> dict[str, Any]:
         return {}
     try:
         return dict(json.loads(store.read("status.json")))
-    except json.JSONDecodeError as error:
+    except (ValueError, TypeError) as error:
         raise UserError(
             f"{store.path('status.json')} is damaged ({error}); delete it and run the command again"
         ) from error

@@ -107,5 +107,5 @@ def test_one_value_that_is_not_finite_is_seen(bad: float) -> None:
 
 def test_state_of_another_model_is_refused() -> None:
     state = TorchEngine(nn.Linear(3, 2), AdamSettings()).full_state()
-    with pytest.raises(UserError, match="belongs to another model: weight '0.bias'"):
+    with pytest.raises(UserError, match=r"belongs to another model: weight '0\.bias'"):
         TorchEngine(network(), AdamSettings(), state)

@@ -90,14 +90,15 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Train, Ru
     return of
 
 
-@pytest.mark.parametrize("runtime", [tiny.RUNTIME, tiny.FAST], ids=["fp32", "bf16-channels-last"])
 @pytest.mark.parametrize("train", [tiny.run_generator, tiny.run_classifier], ids=["generator", "classifier"])
-@pytest.mark.parametrize("stops", STOPS, ids=str)
+@pytest.mark.parametrize(
+    ("runtime", "stops"),
+    [*((tiny.RUNTIME, stops) for stops in STOPS), (tiny.FAST, [5]), (tiny.FAST, [12])],
+    ids=lambda value: str(value) if isinstance(value, list) else value.precision,
+)
 def test_stopped_and_resumed_equals_undisturbed_to_the_bit(
     tmp_path: Path, undisturbed: Callable[..., Any], train: Train, runtime: RuntimeSettings, stops: list[int]
 ) -> None:
-    if runtime is tiny.FAST and stops not in ([5], [12]):
-        pytest.skip("the long matrix is in tests/faults")
     for steps in stops:
         tiny.until_interrupted(lambda n=steps: train(tmp_path, runtime=runtime, should_stop=tiny.stops_after(n)))
         torch.manual_seed(steps)  # nothing may hang on the state of torch's own generator
@@ -157,7 +158,7 @@ def test_checkpoint_of_another_network_is_refused(tmp_path: Path) -> None:
     state = load_newest(Store(tmp_path))
     assert state is not None
     wider = tiny.generator_settings(network={"side": 32, "width": 6, "blocks": 2, "mix_after": "block1"})
-    with pytest.raises(UserError, match="another model: weight 'encoder"):
+    with pytest.raises(UserError, match=r"another model: weight 'decoder\.block2"):
         generator_training(wider, states=state.engines)
 
 
@@ -341,14 +342,14 @@ def test_rate_drops_at_the_milestones() -> None:
 
 
 def test_overfits_two_classes_of_five_images(tmp_path: Path) -> None:
-    """docs/method.md, check 9. Untrained, the reconstruction term is above 0.4; the mean colour alone leaves 0.25."""
+    """docs/method.md, check 9. Every image's mean colour, alone, would leave a reconstruction term of 0.31."""
     settings = tiny.generator_settings(
-        network={"side": 32, "width": 8, "blocks": 2, "mix_after": "block1"},
-        discriminator={"width": 4}, mix={"count": 2}, batch=8, images=8 * 120, optimizer={"lr": 3e-3},
+        network={"side": 32, "width": 12, "blocks": 2, "mix_after": "block1"},
+        mix={"count": 2}, batch=4, images=4 * 200, optimizer={"lr": 5e-3},
     )  # fmt: skip
     tiny.run_generator(tmp_path, settings, shots=tiny.shot_set((5, 5)))
     curve = [record["loss_reconstruction"] for record in tiny.metrics(tmp_path) if "loss_reconstruction" in record]
-    assert curve[-1] < 0.02
+    assert curve[-1] < 0.04
 
 
 def test_key_names_everything_the_generator_depends_on() -> None:
@@ -463,7 +464,7 @@ def test_labels_and_losses_keep_their_types_under_bf16() -> None:
 
 def test_bf16_is_near_full_precision() -> None:
     totals = [
-        float(training.phases[0].loss(training.batch(0))[0])
+        training.phases[0].loss(training.batch(0))[0].item()
         for training in (generator_training(), generator_training(runtime=tiny.FAST))
     ]
     assert totals[0] != totals[1] and totals[1] == pytest.approx(totals[0], rel=0.02)
@@ -473,7 +474,7 @@ def test_dropout_is_drawn_anew_in_each_step_and_again_the_same_when_repeated() -
     training = classifier_training(tiny.classifier_settings(mix_share=0.0))
 
     def loss(step: int) -> float:
-        return float(training.phases[0].loss(training.batch(0) | {"step": step})[0])
+        return training.phases[0].loss(training.batch(0) | {"step": step})[0].item()
 
     assert loss(3) == loss(3) != loss(4)
 
