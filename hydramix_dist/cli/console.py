@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from types import TracebackType
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, Task, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.text import Text
 
 from hydramix_dist.orchestration.pool import Ended
 
@@ -27,7 +28,7 @@ class LiveDisplay:
             TextColumn("{task.percentage:>3.0f} %"),
             TimeElapsedColumn(),
             TextColumn("left"),
-            TimeRemainingColumn(elapsed_when_finished=False),
+            _LeftColumn(elapsed_when_finished=False),
             console=console,
             disable=not console.is_terminal,
         )
@@ -35,8 +36,7 @@ class LiveDisplay:
         self._names: dict[str, str] = {}
         self._share: dict[str, float] = {}
         self._whole: TaskID | None = None
-        self._started = time.monotonic()
-        self._done = 0
+        self._clock = _Clock()
 
     def __enter__(self) -> "LiveDisplay":
         self._bars.start()
@@ -56,22 +56,25 @@ class LiveDisplay:
         self._tasks.clear()
         self._names = dict(names)
         self._share = dict.fromkeys(names, 0.0)
-        self._started = time.monotonic()
+        self._clock = _Clock()
         self._whole = self._bars.add_task(f"all {len(names)} trainings", total=1.0)
 
     def progress(self, key: str, done: int, total: int) -> None:
         """Move one bar; a key that is no planned training (an import) gets a bar of its own."""
         if key not in self._tasks:
+            if self._share.get(key) == 1.0:  # a report that was under way when its training ended
+                return
             self._tasks[key] = self._bars.add_task(self._names.get(key, key), total=total)
         self._bars.update(self._tasks[key], completed=done, total=total)
         if key in self._share:
             self._share[key] = done / max(total, 1)
+            self._clock.began(key)
             self._move_whole()
 
     def ended(self, ended: Ended) -> None:
         """Take a training's bar away and count it."""
-        self._done += 1
         self._share[ended.key] = 1.0
+        self._clock.ended(ended.key)
         self._move_whole()
         if ended.key in self._tasks:
             self._bars.remove_task(self._tasks.pop(ended.key))
@@ -79,13 +82,55 @@ class LiveDisplay:
         if ended.error is not None:
             self.say(f"failed: {name}: {ended.error}")
         elif not self._console.is_terminal:
-            elapsed = time.monotonic() - self._started
-            left = elapsed / self._done * (len(self._names) - self._done)
-            self.say(f"[{self._done}/{len(self._names)}] {name}, about {_clock(left)} left")
+            done = sum(share >= 1.0 for share in self._share.values())
+            left = self._clock.left(self._share)
+            self.say(f"[{done}/{len(self._names)}] {name}" + (f", about {_spoken(left)} left" if left else ""))
 
     def _move_whole(self) -> None:
         if self._whole is not None:
-            self._bars.update(self._whole, completed=sum(self._share.values()) / len(self._share))
+            done = sum(self._share.values()) / len(self._share)
+            self._bars.update(self._whole, completed=done, seconds_left=self._clock.left(self._share))
+
+
+class _LeftColumn(TimeRemainingColumn):
+    """Time left of a bar: as estimated by us where that is given, else from the bar's own speed."""
+
+    max_refresh = 0.5
+
+    def render(self, task: Task) -> Text:
+        seconds = task.fields.get("seconds_left")
+        return super().render(task) if seconds is None else Text(_spoken(seconds), style="progress.remaining")
+
+
+class _Clock:
+    """Time left of all trainings, from how long those of the same kind (the key's folder) took so far."""
+
+    def __init__(self) -> None:
+        self._first = time.monotonic()
+        self._begun: dict[str, float] = {}
+        self._took: dict[str, list[float]] = {}
+
+    def began(self, key: str) -> None:
+        self._begun.setdefault(key, time.monotonic())
+
+    def ended(self, key: str) -> None:
+        if key in self._begun:  # else it was finished before this command began
+            self._took.setdefault(_kind(key), []).append(time.monotonic() - self._begun[key])
+
+    def left(self, share: Mapping[str, float]) -> float | None:
+        """Return seconds, or None before the first training has ended; `share` is what each training has done."""
+        took = [seconds for values in self._took.values() for seconds in values]
+        if not took:
+            return None
+        overall = sum(took) / len(took)
+        mean = {kind: sum(values) / len(values) for kind, values in self._took.items()}
+        work = sum((1 - done) * mean.get(_kind(key), overall) for key, done in share.items())
+        at_a_time = max(1.0, sum(took) / (time.monotonic() - self._first))
+        return work / at_a_time
+
+
+def _kind(key: str) -> str:
+    return key.partition("/")[0]
 
 
 def print_json(text: str) -> None:
@@ -93,6 +138,6 @@ def print_json(text: str) -> None:
     sys.stdout.write(text.rstrip("\n") + "\n")
 
 
-def _clock(seconds: float) -> str:
+def _spoken(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"

@@ -48,7 +48,9 @@ class _Array:
 def _array(data: Any, dtype: Any, shape: Any, order: Any) -> "np.ndarray[Any, Any]":
     if not isinstance(dtype, _Dtype) or dtype.code not in _DTYPES:
         raise pickle.UnpicklingError("an array of something else than numbers")
-    return np.frombuffer(bytes(data), _DTYPES[dtype.code]).reshape(
+    if not isinstance(data, bytes):  # of a number, bytes() would make that many
+        raise pickle.UnpicklingError("an array whose content is no bytes")
+    return np.frombuffer(data, _DTYPES[dtype.code]).reshape(
         tuple(shape), order="F" if order in ("F", b"F") else "C"
     )
 
@@ -112,6 +114,8 @@ def _text(value: Any) -> str:
     return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
 
 
-def text_list(values: Any) -> list[str]:
-    """Return a pickled list of names as text."""
+def text_list(values: Any, name: str) -> list[str]:
+    """Return a pickled list of names as text. Raises UserError, naming the file `name`, where it is none."""
+    if not isinstance(values, list | tuple) or not all(isinstance(value, bytes | str) for value in values):
+        raise UserError(f"{name} is damaged: its class names are no list of text")
     return [_text(value) for value in values]

@@ -44,6 +44,8 @@ class Format:
         if missing:
             raise UserError(f"{tree.name} looks like {self.kind}, but lacks: {', '.join(missing)}")
         classes = tuple(self.names(tree))
+        if len(set(classes)) < len(classes):
+            raise UserError(f"{tree.name}: two classes have the same name")
         splits = {}
         for split, names in self.files.items():
             parts = [self.read(tree, name) for name in names]
@@ -87,9 +89,11 @@ def _cifar_binary(tree: Tree, name: str, label_bytes: int) -> Part:
 
 def _cifar_python(tree: Tree, name: str, key: str) -> Part:
     batch = load_arrays(_content(tree, name), f"{tree.name}/{name}")
-    data, labels = batch.get("data"), np.asarray(batch.get(key, []))
+    data, given = batch.get("data"), batch.get(key)
     if not isinstance(data, np.ndarray) or data.dtype != np.uint8 or data.ndim != 2 or data.shape[1] != 3072:
         raise UserError(f"{tree.name}/{name}: 'data' is no array of bytes with 3072 columns")
+    plain = isinstance(given, np.ndarray) or (isinstance(given, list) and all(isinstance(v, int) for v in given))
+    labels = np.asarray(given if plain else [])
     if labels.shape != (len(data),) or labels.dtype.kind not in "iu":
         raise UserError(f"{tree.name}/{name}: '{key}' is no list of {len(data)} labels")
     return _cifar_pixels(data), labels.astype(np.int64)
@@ -113,7 +117,8 @@ def _names_text(tree: Tree, file: str, fallback: Sequence[str]) -> Sequence[str]
 def _names_pickle(tree: Tree, file: str, key: str, fallback: Sequence[str]) -> Sequence[str]:
     if file not in tree.files:
         return fallback
-    return text_list(load_arrays(_content(tree, file), f"{tree.name}/{file}").get(key, fallback))
+    name = f"{tree.name}/{file}"
+    return text_list(load_arrays(_content(tree, file), name).get(key, fallback), name)
 
 
 _BATCHES = tuple(f"data_batch_{number}" for number in range(1, 6))

@@ -77,7 +77,7 @@ def _record_source(tree: Tree, known: Format) -> Source:
 def _folder_source(tree: Tree) -> Source:
     tops = {path for path in tree.folders if "/" not in path}
     notes: list[str] = []
-    splits = _split_folders(tops, notes)
+    splits = _split_folders(tree, tops, notes)
     used = set(splits) if splits else tops
     for name in sorted(tops - used):
         notes.append(f"folder '{name}' beside {' and '.join(sorted(used))} was left out")
@@ -104,9 +104,13 @@ def _folder_source(tree: Tree) -> Source:
     return Source(tree.name, "class folders", tuple(names), tuple(items), tuple(refused), tuple(notes))
 
 
-def _split_folders(tops: set[str], notes: list[str]) -> dict[str, str]:
-    """Return {folder: split} where the source has a train folder, else nothing."""
-    if "train" not in tops:
+def _split_folders(tree: Tree, tops: set[str], notes: list[str]) -> dict[str, str]:
+    """Return {folder: split} where the source has a train folder, else nothing.
+
+    A folder "train" without folders inside, beside others than test folders, is a class like them: the vehicle.
+    """
+    a_class = not any(path.startswith("train/") for path in tree.folders) and tops - {"train", *_TEST_NAMES}
+    if "train" not in tops or a_class:
         return {}
     test = next((name for name in _TEST_NAMES if name in tops), None)
     if test is None:

@@ -1,13 +1,13 @@
 """The files of a source, whether it is a folder, a zip or a tar: listed once, read one by one, never unpacked to disk.
 
-What could lead outside the source (links, absolute names, "..") is left out and listed.
+What could lead outside the source (links, absolute names, "..") is left out and listed, and so is a name that is no
+UTF-8 text, which no record could hold.
 """
 
 import bz2
 import gzip
 import lzma
 import os
-import shutil
 import stat
 import tarfile
 import tempfile
@@ -26,6 +26,8 @@ from hydramix_dist.errors import UserError
 
 Reader = Callable[[], bytes]
 _SPOOL = 512 * 2**20
+# A compressed tar is unpacked as a whole. Images hardly shrink, raw pixels by a few times: more than this is a bomb.
+_SLACK, _RATIO = 2**30, 50
 
 
 @dataclass
@@ -39,7 +41,8 @@ class Tree:
 
     def refuse(self, item: str, reason: str) -> None:
         """Leave an item out, with the reason."""
-        self.refused.append(Refused(item=item, reason=reason))
+        shown = item.encode("utf-8", "backslashreplace").decode("utf-8")
+        self.refused.append(Refused(item=shown, reason=reason))
 
     def below(self, top: str) -> "Tree":
         """Return the part of the tree inside the folder `top`, its paths starting there."""
@@ -52,19 +55,31 @@ class Tree:
 def open_tree(path: Path, stack: ExitStack) -> Tree:
     """Return the tree at a local path, its open files closed with `stack`.
 
-    Raises UserError: missing, neither folder nor archive, or a broken archive.
+    Raises UserError: missing, unreadable, neither folder nor archive, or a broken archive.
     """
     if not path.exists():
         raise UserError(f"'{path}' does not exist; give a folder with one sub-folder a class, or a zip or tar of one")
     if path.is_dir():
         return _folder(path.resolve())
+    if not path.is_file():
+        raise UserError(f"'{path}' is neither a folder nor a regular file; give a folder, or a zip or tar of one")
     try:
         if zipfile.is_zipfile(path):
             return _zip(path, stack)
         return _tar(path, stack)
-    except (zipfile.BadZipFile, tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile) as error:
+    # Broken archives fail in many ways: OSError is bz2's, ValueError a name's encoding, NotImplementedError a version.
+    except (
+        zipfile.BadZipFile,
+        tarfile.TarError,
+        EOFError,
+        OSError,
+        ValueError,
+        NotImplementedError,
+        zlib.error,
+        lzma.LZMAError,
+    ) as error:
         raise UserError(
-            f"'{path}' is neither a folder nor a whole zip or tar archive ({error}); "
+            f"'{path}' cannot be read as a whole zip or tar archive ({error}); "
             "give a folder with one sub-folder a class, or a zip or tar of one"
         ) from error
 
@@ -72,6 +87,17 @@ def open_tree(path: Path, stack: ExitStack) -> Tree:
 def _skipped(path: str) -> bool:
     """Return whether a path is a system's own litter (.DS_Store, __MACOSX, Thumbs.db)."""
     return any(part.startswith(".") or part in ("__MACOSX", "Thumbs.db", "desktop.ini") for part in path.split("/"))
+
+
+_NO_TEXT = "a name that is no UTF-8 text; rename it"
+
+
+def _is_text(path: str) -> bool:
+    try:
+        path.encode("utf-8")
+    except UnicodeEncodeError:  # bytes of another encoding, which Python keeps as lone surrogates
+        return False
+    return True
 
 
 # ---- folder
@@ -82,9 +108,12 @@ def _folder(root: Path) -> Tree:
     for parent, folders, names in os.walk(root, onerror=_unlisted):
         here = Path(parent)
         folders.sort()
-        for name in folders:
+        for name in tuple(folders):
             path = (here / name).relative_to(root).as_posix()
-            if (here / name).is_symlink():
+            if not _is_text(path):
+                tree.refuse(path, _NO_TEXT)
+                folders.remove(name)  # nor anything below it
+            elif (here / name).is_symlink():
                 tree.refuse(path, "a link to a folder; such links are not followed")
             elif not _skipped(path):
                 tree.folders.add(path)
@@ -92,7 +121,9 @@ def _folder(root: Path) -> Tree:
             path = (here / name).relative_to(root).as_posix()
             if _skipped(path):
                 continue
-            if not (here / name).resolve().is_relative_to(root):
+            if not _is_text(path):
+                tree.refuse(path, _NO_TEXT)
+            elif not (here / name).resolve().is_relative_to(root):
                 tree.refuse(path, "a link to a file outside the source")
             elif (here / name).is_symlink() and not (here / name).exists():
                 tree.refuse(path, "a link that leads nowhere")
@@ -122,6 +153,11 @@ def _read_file(path: Path) -> bytes:
 
 def _admit(tree: Tree, path: str) -> bool:
     """Return whether a member's name stays inside the archive; a bad or repeated one is listed."""
+    if path in ("", "."):  # the archive's own top
+        return False
+    if not _is_text(path):
+        tree.refuse(path, _NO_TEXT)
+        return False
     parts = path.replace("\\", "/").split("/")
     if path.startswith(("/", "\\")) or ".." in parts or (len(parts[0]) > 1 and parts[0][1] == ":"):
         tree.refuse(path, "an archive member with an absolute path or '..'")
@@ -180,10 +216,17 @@ def _tar_stream(path: Path, stack: ExitStack) -> IO[bytes]:
         if head.startswith(magic):
             spool = stack.enter_context(tempfile.SpooledTemporaryFile(max_size=_SPOOL))  # noqa: SIM115
             with opener(stream, "rb") as packed:
-                shutil.copyfileobj(packed, spool, 2**20)
+                _unpack(packed, spool, _SLACK + _RATIO * path.stat().st_size)
             spool.seek(0)
             return spool
     return stream
+
+
+def _unpack(packed: IO[bytes], spool: IO[bytes], limit: int) -> None:
+    while block := packed.read(2**20):
+        if spool.tell() + len(block) > limit:
+            raise tarfile.ReadError(f"absurdly large: it unpacks to more than {limit} bytes")
+        spool.write(block)
 
 
 def _tar(path: Path, stack: ExitStack) -> Tree:
@@ -191,7 +234,7 @@ def _tar(path: Path, stack: ExitStack) -> Tree:
     archive = stack.enter_context(tarfile.open(fileobj=_tar_stream(path, stack), mode="r:"))  # noqa: SIM115
     for member in archive.getmembers():
         name = _clean(member.name)
-        if not name or name == "." or not _admit(tree, name):
+        if not _admit(tree, name):
             continue
         if member.issym() or member.islnk():
             tree.refuse(name, "a link inside an archive; links are not followed")

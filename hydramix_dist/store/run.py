@@ -132,9 +132,7 @@ def _warn_of_changed_facts(old: Mapping[str, Any], new: Mapping[str, Any]) -> No
     # Where the data lies is no matter: the identity has its fingerprint.
     difference = _first_difference({**old["facts"], "data_url": None}, {**new["facts"], "data_url": None})
     if difference:
-        import logging
-
-        logging.getLogger("hydramix").warning(
+        _log.warning(
             "this run began elsewhere or otherwise: %s; it goes on, but its numbers may differ in the last bits",
             difference,
         )
