@@ -40,6 +40,7 @@ def pilot_command(
         settings = build(PilotSettings, tree, store.path("run.json"))
     else:
         settings = _settings(preset, shots, seeds, arms, mix, assignments)
+        data = None if data is None else Store(data).url  # whole: a run goes on from any working folder
         preset_name = preset
         store = Store(out or _default_out(data, preset, settings))
     console = error_console()

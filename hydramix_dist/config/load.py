@@ -84,7 +84,20 @@ def override(tree: Mapping[str, Any], assignments: Sequence[str]) -> dict[str, A
 
 
 def _parse(text: str) -> Any:
-    return yaml.load(text, Loader=_Loader)  # a SafeLoader: builds plain values only
+    """Return the plain values that a YAML text holds, no two places sharing one. Raises YAMLError."""
+    try:
+        return _unshared(yaml.load(text, Loader=_Loader))  # a SafeLoader: builds plain values only
+    except ValueError as error:  # a date that does not exist, a number of thousands of digits
+        raise yaml.YAMLError(f"a value cannot be read: {error}") from error
+    except RecursionError as error:
+        raise yaml.YAMLError("nested too deeply, or an anchor that holds itself") from error
+
+
+def _unshared(value: Any) -> Any:
+    # Anchors and merge keys put one object in several places; an override is to change the place it names alone.
+    if isinstance(value, dict):
+        return {key: _unshared(inner) for key, inner in value.items()}
+    return [_unshared(inner) for inner in value] if isinstance(value, list) else value
 
 
 def _yaml_problem(error: yaml.YAMLError) -> str:

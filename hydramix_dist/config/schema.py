@@ -4,6 +4,7 @@ Defaults are the method's published setting where one is known, otherwise "our c
 says which is which. Ready combinations lie in `configs/`.
 """
 
+import re
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -11,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Weight = Annotated[float, Field(ge=0.0)]
+Seed = Annotated[int, Field(ge=0, le=10**9)]  # NumPy takes no negative ones, torch none beyond 64 bits
 
 MaskKind = Literal["grid", "segments-independent", "segments-contiguous", "chimera-grid", "chimera-segments"]
 Augmentation = Literal["basic", "trivial"]
@@ -37,13 +39,13 @@ class MaskSettings(Settings):
     downsample: Annotated[
         Literal["nearest", "area"], Field(description="hard one-hot cells, or box averages in [0,1]")
     ] = "nearest"
-    grid: Annotated[int, Field(ge=1, description="cells a side of the grid kinds")] = 4
+    grid: Annotated[int, Field(ge=1, le=256, description="cells a side of the grid kinds")] = 4
 
 
 class MixSettings(Settings):
     """Which images are mixed and under which mask."""
 
-    count: Annotated[int, Field(ge=1, le=16, description="K, images in one mix")] = 3
+    count: Annotated[int, Field(ge=1, le=255, description="K, images in one mix; a record keeps sources as bytes")] = 3
     self_pairs: Annotated[
         bool, Field(description="a partner may be the anchor itself (ChimeraMix), instead of K different images")
     ] = False
@@ -99,7 +101,7 @@ class DiscriminatorSettings(Settings):
         Literal["sigmoid", "linear"], Field(description="least squares on a sigmoid (released) or on the bare score")
     ] = "linear"
     augment: Annotated[
-        bool, Field(description="same random differentiable augmentation on real and mixed images before D")
+        bool, Field(description="random differentiable augmentation of each real and mixed image before D")
     ] = True
     real_per_batch: Annotated[
         bool, Field(description="one draw a step picks the real source (released), instead of one a sample")
@@ -169,6 +171,18 @@ class ClassifierSettings(Settings):
     images: Annotated[int, Field(ge=2, description="length of the training: images seen")] = 1_000_000
     mix_share: Annotated[float, Field(ge=0, le=1, description="probability that a whole batch is mixed")] = 0.5
 
+    @model_validator(mode="after")
+    def _network_exists(self) -> "ClassifierSettings":
+        kind, *numbers = self.network.split("-")
+        if kind == "wrn":
+            depth, width = map(int, numbers)
+            if depth < 10 or (depth - 4) % 6 or width < 1:
+                raise ValueError(
+                    f"network '{self.network}' does not exist: the depth is one of 10, 16, 22, 28, 34, ... (6n + 4) "
+                    "and the width at least 1"
+                )
+        return self
+
 
 class RuntimeSettings(Settings):
     """How the machine is used; precision and threads change the last bits of the numbers."""
@@ -198,7 +212,7 @@ class PilotSettings(Settings):
         5,
     )
     seeds: Annotated[
-        tuple[int, ...], Field(min_length=1, strict=False, description="one subset and one training of every arm each")
+        tuple[Seed, ...], Field(min_length=1, strict=False, description="one subset and one training of every arm each")
     ] = (0, 1, 2)
     validation: Annotated[float, Field(ge=0, lt=1, description="share of the N-shot subset held out; needs N >= 5")] = (
         0.0
@@ -218,6 +232,8 @@ class PilotSettings(Settings):
     @model_validator(mode="after")
     def _consistent(self) -> "PilotSettings":
         for name, arm in self.arms.items():
+            if not re.fullmatch(r"\w[\w.+-]*", name):  # it names folders
+                raise ValueError(f"arms has the name '{name}'; a name is of letters, digits and _ . + -")
             if arm.generator is not None and arm.generator not in self.generators:
                 known = ", ".join(self.generators) or "none"
                 raise ValueError(f"arms.{name}.generator '{arm.generator}' is not under generators (known: {known})")

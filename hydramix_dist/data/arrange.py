@@ -1,5 +1,6 @@
 """Which decoded item goes to which split under which label: the hold-out, and classes without images."""
 
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -55,9 +56,12 @@ def arrange(source: Source, decoded: Sequence[Decoded], holdout: float) -> Arran
     for label, name in enumerate(source.classes):
         if label not in kept:
             lost = f" its {counts['test'][label]} test images are left out" if counts["test"][label] else ""
-            result.refused.append(
-                Refused(item=f"class '{name}'", reason=f"no readable training image;{lost}".rstrip(";"))
+            why = (
+                "all its images equal test images of other classes"
+                if result.held_out and lost
+                else "no readable training image"
             )
+            result.refused.append(Refused(item=f"class '{name}'", reason=f"{why};{lost}".rstrip(";")))
         elif not counts["test"][label]:
             result.warnings.append(f"class '{name}' has no test image: its accuracy cannot be measured")
     new = {old: label for label, old in enumerate(kept)}
@@ -94,7 +98,8 @@ def hold_out(digests: Iterable[Sequence[str]], share: float) -> set[str]:
         groups: dict[str, int] = defaultdict(int)
         for digest in members:
             groups[digest] += 1
-        target = min(max(round(share * len(members)), 1), len(members) - 1)
+        # Halves are rounded down: where images are few, the odd one belongs to training.
+        target = min(max(math.ceil(share * len(members) - 0.5), 1), len(members) - 1)
         held = sum(size for digest, size in groups.items() if digest in tests)
         free = sorted(digest for digest in groups if digest not in decided)
         for digest in free:

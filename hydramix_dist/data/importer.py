@@ -123,7 +123,7 @@ def _check_options(size: int | None, holdout: float, segment_side: int | None, w
 
 def _check_apart(src: str | Path, store: Store) -> None:
     folder = store.local_path()
-    if folder and "://" not in str(src) and folder.resolve().is_relative_to(Path(src).expanduser().resolve()):
+    if folder and "://" not in str(src) and folder.resolve().is_relative_to(Path(src).resolve()):
         raise UserError(f"the destination {folder} lies inside the source {src}; choose a folder outside of it")
 
 

@@ -47,7 +47,9 @@ class Warned:
 
 @dataclass(frozen=True)
 class Overview:
-    """A data set at a glance. `twins` lists every pair that the duplicate warnings count."""
+    """A data set at a glance. `twins` lists the pairs that the duplicate warnings count: each image with the first one
+    it equals, and with the first one it resembles, so there are at most twice as many pairs as images.
+    """
 
     url: str
     classes: tuple[ClassCount, ...]

@@ -48,9 +48,9 @@ class _Array:
 def _array(data: Any, dtype: Any, shape: Any, order: Any) -> "np.ndarray[Any, Any]":
     if not isinstance(dtype, _Dtype) or dtype.code not in _DTYPES:
         raise pickle.UnpicklingError("an array of something else than numbers")
-    if not isinstance(data, bytes):  # of a number, bytes() would make that many
+    if not isinstance(data, bytes | bytearray):  # of a number, bytes() would make that many
         raise pickle.UnpicklingError("an array whose content is no bytes")
-    return np.frombuffer(data, _DTYPES[dtype.code]).reshape(
+    return np.frombuffer(bytes(data), _DTYPES[dtype.code]).reshape(
         tuple(shape), order="F" if order in ("F", b"F") else "C"
     )
 

@@ -50,7 +50,7 @@ def open_source(src: str | Path) -> Iterator[Source]:
     if "://" in str(src):
         raise UserError(f"'{src}' is a URL; sources are read from this machine's disk: copy it here first")
     with ExitStack() as stack:
-        tree = _without_top(open_tree(Path(src).expanduser(), stack))
+        tree = _without_top(open_tree(Path(src), stack))
         known = find_format(tree)
         yield _record_source(tree, known) if known else _folder_source(tree)
 

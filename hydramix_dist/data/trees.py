@@ -57,11 +57,16 @@ def open_tree(path: Path, stack: ExitStack) -> Tree:
 
     Raises UserError: missing, unreadable, neither folder nor archive, or a broken archive.
     """
-    if not path.exists():
-        raise UserError(f"'{path}' does not exist; give a folder with one sub-folder a class, or a zip or tar of one")
-    if path.is_dir():
+    try:
+        mode = path.stat().st_mode
+    except OSError as error:
+        problem = "does not exist" if isinstance(error, FileNotFoundError) else f"cannot be read ({error.strerror})"
+        raise UserError(
+            f"'{path}' {problem}; give a folder with one sub-folder a class, or a zip or tar of one"
+        ) from error
+    if stat.S_ISDIR(mode):
         return _folder(path.resolve())
-    if not path.is_file():
+    if not stat.S_ISREG(mode):
         raise UserError(f"'{path}' is neither a folder nor a regular file; give a folder, or a zip or tar of one")
     try:
         if zipfile.is_zipfile(path):
@@ -79,7 +84,7 @@ def open_tree(path: Path, stack: ExitStack) -> Tree:
         lzma.LZMAError,
     ) as error:
         raise UserError(
-            f"'{path}' cannot be read as a whole zip or tar archive ({error}); "
+            f"'{path}' is neither a folder nor a whole zip or tar archive ({error}); "
             "give a folder with one sub-folder a class, or a zip or tar of one"
         ) from error
 
@@ -222,7 +227,7 @@ def _tar_stream(path: Path, stack: ExitStack) -> IO[bytes]:
     return stream
 
 
-def _unpack(packed: IO[bytes], spool: IO[bytes], limit: int) -> None:
+def _unpack(packed: gzip.GzipFile | bz2.BZ2File | lzma.LZMAFile, spool: IO[bytes], limit: int) -> None:
     while block := packed.read(2**20):
         if spool.tell() + len(block) > limit:
             raise tarfile.ReadError(f"absurdly large: it unpacks to more than {limit} bytes")

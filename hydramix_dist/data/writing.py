@@ -25,6 +25,7 @@ from hydramix_dist.data.manifest import (
 )
 from hydramix_dist.data.shards import ROWS_PER_SHARD, ShardRow, image_shard, table_bytes
 from hydramix_dist.data.sources import Source
+from hydramix_dist.errors import UserError
 from hydramix_dist.store.store import Store
 
 
@@ -43,7 +44,11 @@ def write_objects(store: Store, source: Source, parts: list[str], choice: Choice
     """Return the manifest (not written yet) and the index, after writing shards and index."""
     outcomes = pa.concat_tables([staging.read_outcomes(store, path) for path in parts]).to_pylist()
     came_in = [row for row in outcomes if row["reason"] is None]
-    result = arrange(source, [Decoded(row["item"], row["sha256"]) for row in came_in], choice.holdout)
+    try:
+        result = arrange(source, [Decoded(row["item"], row["sha256"]) for row in came_in], choice.holdout)
+    except UserError:
+        store.delete(staging.FOLDER)  # these images never become a data set: the folder is free for mended ones
+        raise
     files, index = _write_shards(store, source, parts, result)
     index_data = table_bytes(index)
     store.put(INDEX, index_data)

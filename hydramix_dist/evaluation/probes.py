@@ -12,7 +12,7 @@ from torch import Tensor
 
 from hydramix_dist.data.shots import ShotSet
 from hydramix_dist.mixing.compose import Composer
-from hydramix_dist.mixing.record import Rendered, make_record, render
+from hydramix_dist.mixing.record import Rendered, image_sha256, make_record, render
 from hydramix_dist.models.trained import TrainedGenerator
 
 
@@ -44,6 +44,7 @@ def probe(generator: TrainedGenerator, shots: ShotSet, seed: int, count: int) ->
     for i in range(count):
         record = make_record(composition, i, shots.ids, generator)
         rendered = render(record, generator, images)
+        record["image_sha256"] = image_sha256(rendered.mix_CHW)
         nearest_CHW, distance = _nearest(rendered.mix_CHW, shots.images_NCHW)
         segments_HW = None
         if shots.segments_NHW is not None and not generator.settings.mix.mask.kind.endswith("grid"):

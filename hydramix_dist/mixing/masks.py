@@ -26,23 +26,13 @@ Numbers = Sequence[int] | npt.NDArray[np.int64]
 _GRID_FINENESS = 4
 
 
-def draw_masks(
-    segments_BHW: Tensor | None, mix: MixSettings, numbers: Numbers, seed: int, step: int, feature_side: int
-) -> Tensor:
-    """Return m_BKhw, float32, values in [0, 1] that sum to 1 over K, on the device of the segments (else the CPU).
-
-    `segments_BHW` is the layout image's label map under the layout image's view (any integers >= 0; None for the
-    grid kinds), `step` the number of the step, which only `chimera-grid` draws by.
-    """
-    sources_BHW = draw_sources(segments_BHW, mix, numbers, seed, step, feature_side)
-    return masks_from_sources(sources_BHW, mix, feature_side)
-
-
 def draw_sources(
     segments_BHW: Tensor | None, mix: MixSettings, numbers: Numbers, seed: int, step: int, feature_side: int
 ) -> Tensor:
     """Return the source of each pixel, int64 in 0..K-1: [B, H, W] like the segments, for the grid kinds square.
 
+    `segments_BHW` is the layout image's label map under the layout image's view (any integers >= 0; None for the
+    grid kinds), `step` the number of the step, which only `chimera-grid` draws by.
     For a grid the side is that of the feature map, or 4 times as much where box averages follow.
     Raises ValueError where a segment kind gets no segments.
     """

@@ -63,8 +63,13 @@ def make_record(
 def render(record: Mapping[str, Any], generator: TrainedGenerator, images: Mapping[str, Tensor]) -> Rendered:
     """Return the mix of a record, from the unaugmented images [3, H, W] (uint8) of its source ids.
 
-    Raises UserError where the generator is not the recorded one, or a source image is not given.
+    Raises UserError where the record is of a newer version, the generator is not the recorded one, or a source image is
+    not given.
     """
+    if record["schema_version"] > SCHEMA_VERSION:
+        raise UserError(
+            f"the record has schema {record['schema_version']}, this one reads up to {SCHEMA_VERSION}; update it"
+        )
     if record["generator_sha256"] != generator.weights_sha256:
         raise UserError(
             f"the record was made by generator {record['generator_sha256'][:12]}, this one is "

@@ -3,6 +3,7 @@
 Legend: B batch, C channels, H W pixels, N images of the subset.
 """
 
+import copy
 from typing import Self
 
 import numpy as np
@@ -45,7 +46,7 @@ class HydraMixTransform:
         self._share, self._seed = share, derived_seed(seed, "transform", 0)
         self._device = torch.device(device)
         self._shots = shots.to(self._device)
-        network = generator.network.to(self._device)
+        network = copy.deepcopy(generator.network).to(self._device)  # the caller's stays as it is
         self._mixer = Mixer(network, self._shots, generator.settings.mix, self._seed, augmentation, bf16=False)
         self._batches, self._images = 0, 0
 
@@ -81,9 +82,11 @@ class HydraMixTransform:
     def __call__(self, images_BCHW: Tensor, labels_B: Tensor) -> tuple[Tensor, Tensor]:
         """Return a batch of the same shape, dtype, range and device.
 
-        Floats are taken for [-1, 1], uint8 for 0..255; images are square. Raises UserError for a label that the
-        subset does not know.
+        Floats are taken for [-1, 1], uint8 for 0..255. Raises UserError for images that are not square or have not
+        three channels, and for a label that the subset does not know.
         """
+        if images_BCHW.ndim != 4 or images_BCHW.shape[1] != 3 or images_BCHW.shape[2] != images_BCHW.shape[3]:
+            raise UserError(f"images have shape {tuple(images_BCHW.shape)}; give square colour images [B, 3, S, S]")
         step, first = self._batches, self._images
         self._batches, self._images = step + 1, first + len(images_BCHW)
         if float(uniform(self._seed, "share", [step], 1)) >= self._share:
@@ -109,8 +112,9 @@ def _generator_folder(store: Store) -> Store:
     record = read_run(store)
     if record["kind"] == "generator":
         return store
-    if record["kind"] == "classifier" and record["identity"].get("generator"):
-        return Store(f"{store.url}/../../generators/{record['identity']['generator']}")
+    pilot, inside, _ = store.url.rpartition("/classifiers/")
+    if record["kind"] == "classifier" and record["identity"].get("generator") and inside:
+        return Store(pilot).child(f"generators/{record['identity']['generator']}")
     raise UserError(
         f"{store.url} has no generator of its own; give the folder of a generator (generators/... of a pilot), or of a "
         "classifier that trained on mixes"

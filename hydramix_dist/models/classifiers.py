@@ -11,7 +11,7 @@ def build_classifier(settings: ClassifierSettings, num_classes: int) -> nn.Modul
     """Return a freshly initialised network from x_BCHW in [-1, 1] to logits [B, num_classes].
 
     ResNet-50 has its standard stem and no dropout; no pretrained weights are ever loaded. Weights come from torch's
-    own generator, which the caller seeds. UserError: a wide ResNet's depth that is not 6n + 4.
+    own generator, which the caller seeds.
     """
     if settings.network == "resnet50":
         network: nn.Module = torchvision_models().resnet50(weights=None, num_classes=num_classes)

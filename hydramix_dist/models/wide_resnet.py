@@ -9,8 +9,6 @@ from collections import OrderedDict
 import torch
 from torch import Tensor, nn
 
-from hydramix_dist.errors import UserError
-
 
 class WideResNet(nn.Module):
     """Three groups of pre-activated blocks at full, half and quarter side, then the mean over cells and a linear layer.
@@ -20,12 +18,7 @@ class WideResNet(nn.Module):
 
     def __init__(self, depth: int, width: int, num_classes: int, dropout: float) -> None:
         super().__init__()
-        blocks, rest = divmod(depth - 4, 6)
-        if rest or blocks < 1 or width < 1:
-            raise UserError(
-                f"network 'wrn-{depth}-{width}' does not exist: the depth is one of 10, 16, 22, 28, 34, ... (6n + 4) "
-                f"and the width at least 1"
-            )
+        blocks = (depth - 4) // 6  # the settings refuse other depths
         self.stem = nn.Conv2d(3, 16, 3, padding=1, bias=False)
         channels = [16, 16 * width, 32 * width, 64 * width]
         groups = [

@@ -61,11 +61,15 @@ class Outcome:
 def open_data(source: str | None, out: Store, display: Display) -> Dataset:
     """Return the data set of a pilot: an imported one as it is, anything else imported into `out`/data, once.
 
-    Without a source the built-in photo patches are cut first. Raises UserError for a source that cannot be read.
+    Without a source the built-in photo patches are cut first. A source that is gone since its import is not needed any
+    more. Raises UserError for a source that cannot be read.
     """
     if source is not None and Store(source).exists("manifest.json"):
         return Dataset.open(source)
     target = out.path("data")
+    if source is not None and not Store(source).exists() and _was_imported(source, out):
+        display.say(f"{source} is gone; going on with what was imported from it")
+        return Dataset.open(target)
     if source is None:
         if not out.exists("data/manifest.json"):
             display.say("cutting the built-in image set from the photographs of scikit-image")
@@ -81,6 +85,12 @@ def open_data(source: str | None, out: Store, display: Display) -> Dataset:
     return Dataset.open(target)
 
 
+def _was_imported(source: str, out: Store) -> bool:
+    return (
+        out.exists("run.json") and out.exists("data/manifest.json") and read_run(out)["facts"].get("source") == source
+    )
+
+
 def run_pilot(source: str | None, settings: PilotSettings, preset: str | None, out: Store, display: Display) -> Outcome:
     """Run, or go on with, a pilot in `out`; leaves results.json and report.html there, also when stopped half way.
 
@@ -90,28 +100,37 @@ def run_pilot(source: str | None, settings: PilotSettings, preset: str | None, o
     with exclusively(out):
         facts = environment.facts(settings.runtime, prepare_device(settings.runtime))
         dataset = open_data(source, out, display)
+        plan = make_plan(settings, dataset, out)  # before the folder is taken: what is refused here leaves it free
         identity = {"data": dataset.fingerprint, "settings": dump(settings)}
         folder = RunFolder.begin(out, "pilot", identity, facts | {"preset": preset, "source": source})
-        plan = make_plan(settings, dataset, out)
-        for subset in plan.subsets:
-            _put_json(out, f"subsets/{subset.name}.json", subset_record(dataset, subset.train, subset.validation))
-        warnings = [warned.text for warned in describe(dataset, settings.shots).warnings]
-        _make_segments(plan, dataset, display)
-
         results: dict[str, dict[str, Any]] = {}
         try:
+            warnings = _prepare(plan, settings, dataset, out, display)
             failed = _train(plan, settings, results, display)
+            report = _write(plan, results, settings, preset, dataset, warnings, facts, out)
         except BaseException as error:
             folder.fail(str(error) or type(error).__name__)
             if isinstance(error, Interrupted) and results:
                 _write(plan, results, settings, preset, dataset, warnings, facts, out)
             raise
-        report = _write(plan, results, settings, preset, dataset, warnings, facts, out)
         if failed:
             folder.fail(f"{len(failed)} of {len(plan.tasks)} trainings failed")
         else:
             folder.succeed()
         return Outcome(report, failed)
+
+
+def _prepare(plan: Plan, settings: PilotSettings, dataset: Dataset, out: Store, display: Display) -> list[str]:
+    """Write the subsets' ids, make the segment maps that are absent, and return the warnings on the data."""
+    for subset in plan.subsets:
+        _put_json(out, f"subsets/{subset.name}.json", subset_record(dataset, subset.train, subset.validation))
+    # Segmented before the workers start, so that they do not all make the same maps.
+    wanted = {
+        (t.settings.network.side, t.settings.segments) for t in plan.tasks.values() if isinstance(t, GeneratorTask)
+    }
+    for side, segments in sorted(wanted, key=str):
+        dataset.ensure_segments(side, segments, progress=display.progress)
+    return [warned.text for warned in describe(dataset, settings.shots).warnings]
 
 
 def _train(plan: Plan, settings: PilotSettings, results: dict[str, dict[str, Any]], display: Display) -> dict[str, str]:
@@ -192,15 +211,6 @@ def _sheets(
     if records:
         out.put("mixes.jsonl", "".join(json.dumps(record) + "\n" for record in records).encode())
     return sheets
-
-
-def _make_segments(plan: Plan, dataset: Dataset, display: Display) -> None:
-    """Segment before the workers start, so that they do not all make the same maps."""
-    wanted = {
-        (t.settings.network.side, t.settings.segments) for t in plan.tasks.values() if isinstance(t, GeneratorTask)
-    }
-    for side, segments in sorted(wanted, key=str):
-        dataset.ensure_segments(side, segments, progress=display.progress)
 
 
 def _data_name(dataset: Dataset) -> str:

@@ -52,19 +52,19 @@ def make_plan(settings: PilotSettings, dataset: Dataset, out: Store) -> Plan:
     subsets = tuple(
         _draw(dataset, shots, seed, settings.validation) for shots in settings.shots for seed in settings.seeds
     )
-    generators: dict[str, Task] = {}
-    classifiers: dict[str, Task] = {}
+    tasks: dict[str, Task] = {}
     needs: dict[str, str] = {}
+    # Subset by subset: a pilot that is stopped has whole pairs of arms, and its time left is known early.
     for subset in subsets:
-        keys = _add_generators(generators, settings, dataset, subset, out)
+        keys = _add_generators(tasks, settings, dataset, subset, out)
         for name, arm in settings.arms.items():
             key = f"classifiers/{name}-{subset.name}"
             generator = keys[arm.generator] if arm.generator else None
             if generator:
                 needs[key] = generator
-            classifiers[key] = ClassifierTask(
+            tasks[key] = ClassifierTask(
                 name=f"{name}, N={subset.shots}, seed {subset.seed}",
-                data_url=dataset_url(dataset),
+                data_url=dataset.store.url,
                 folder_url=out.path(key),
                 arm=name,
                 shots=subset.shots,
@@ -78,7 +78,7 @@ def make_plan(settings: PilotSettings, dataset: Dataset, out: Store) -> Plan:
                 generator_url=out.path(generator) if generator else None,
                 generator_key=generator.rsplit("/", 1)[-1] if generator else None,
             )
-    return Plan(subsets, rows, generators | classifiers, needs)
+    return Plan(subsets, rows, tasks, needs)
 
 
 def choose_test_rows(labels: npt.NDArray[np.int64], num_classes: int, limit: int | None) -> Rows:
@@ -98,11 +98,6 @@ def default_workers(runtime: RuntimeSettings, cores: int) -> int:
     if runtime.device != "cpu" and torch.cuda.is_available():
         return 1
     return max(1, cores // runtime.threads)
-
-
-def dataset_url(dataset: Dataset) -> str:
-    """Return where the data set lies."""
-    return dataset.store.url
 
 
 def _draw(dataset: Dataset, shots: int, seed: int, validation: float) -> Subset:
@@ -126,7 +121,7 @@ def _add_generators(
         keys[name] = f"generators/{generator_key(identity)}"
         tasks[keys[name]] = GeneratorTask(
             name=f"generator {name}, N={subset.shots}, seed {subset.seed}",
-            data_url=dataset_url(dataset),
+            data_url=dataset.store.url,
             folder_url=out.path(keys[name]),
             rows=subset.train,
             seed=subset.seed,

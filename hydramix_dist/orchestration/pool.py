@@ -1,21 +1,22 @@
 """Tasks on this machine's cores: a few processes, each one task at a time, stopped without losing a step.
 
 Results arrive in whatever order tasks end. A worker that is killed costs the step it was in: its task is begun
-again, from its last checkpoint, up to `ATTEMPTS` times.
+again, from its last checkpoint, up to `ATTEMPTS` times. Each worker has a pipe of its own and no lock in common with
+others, so that none can be killed while it holds what others wait for.
 """
 
+import contextlib
 import ctypes
 import logging
 import multiprocessing
 import os
-import queue
 import signal
-import threading
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
+import traceback
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from multiprocessing.connection import wait as wait_for
 from typing import Any
 
 from hydramix_dist.errors import Interrupted, UserError
@@ -37,7 +38,7 @@ class Ended:
 class Stop:
     """The request to stop, from Ctrl-C or SIGTERM, as one byte that all processes see.
 
-    No event, whose lock a worker could be killed with, and whose lock a signal handler could find held by itself.
+    No event: a worker could be killed holding its lock, and a signal handler could meet the lock it itself holds.
     """
 
     def __init__(self) -> None:
@@ -75,68 +76,46 @@ def run_tasks(
 ) -> Iterator[Ended]:
     """Yield each task as it ends; a task in `needs` starts after the task it names, and fails with it.
 
-    Raises Interrupted once the running tasks have saved, when `stop` was requested.
+    Raises Interrupted once the running tasks have saved, when `stop` was requested, and UserError as a task does.
     """
     waiting, finished, killed = dict(tasks), dict[str, Ended](), dict.fromkeys(tasks, 0)
-    while waiting:
-        # What ran when a process was killed goes on alone, one after the other: then only the one at fault can be
-        # killed again, and where memory ran out it has all of it.
-        suspects = [key for key in waiting if killed[key]]
-        alone = {key: waiting.pop(key) for key in suspects[:1]}
-        lost = yield from _one_pool(tasks, alone or waiting, needs, finished, 1 if alone else workers, stop, progress)
-        for key in lost:
-            killed[key] += 1
-            if killed[key] < ATTEMPTS:
-                waiting[key] = tasks[key]
-                continue
-            reason = f"its process was killed {ATTEMPTS} times (often: memory ran out)"
-            finished[key] = Ended(key, None, reason)
-            yield finished[key]
-
-
-def _one_pool(
-    tasks: Mapping[str, Task],
-    waiting: dict[str, Task],
-    needs: Mapping[str, str],
-    finished: dict[str, Ended],
-    workers: int,
-    stop: Stop,
-    progress: Callable[[str, int, int], None],
-) -> Generator[Ended, None, list[str]]:
-    """Yield the tasks in `waiting` as they end; return the keys of those that were lost with a killed process."""
-    context = multiprocessing.get_context("spawn")
-    reports = context.Queue()  # one a pool: a process killed while it writes leaves a queue that no other can write to
-    with ProcessPoolExecutor(workers, context, _start_worker, (reports, stop.flag)) as pool:
-        running: dict[Future[dict[str, Any]], str] = {}
-        lost: list[str] = []
-        try:
-            while waiting or running:
-                yield from _doomed(waiting, needs, finished)
-                whole = _submit_ready(pool, waiting, needs, finished, running, workers, stop)
-                _drain(reports, progress)
-                for future in wait(running, timeout=0.2, return_when=FIRST_COMPLETED).done:
-                    key = running.pop(future)
-                    try:
-                        finished[key] = Ended(key, future.result(), None)
-                    except (Interrupted, BrokenProcessPool):  # interrupted: by `stop`, or its process was terminated
-                        lost.append(key)
-                        continue
-                    except UserError:  # no other training can mend this
-                        raise
-                    except Exception as error:
-                        _log.exception("%s failed", tasks[key].name)
-                        finished[key] = Ended(key, None, f"{type(error).__name__}: {error}")
-                    yield finished[key]
-                if stop.requested:
-                    if not running:
-                        raise Interrupted("stopped; everything so far is saved, the same command goes on from there")
-                elif lost or not whole:
-                    _log.warning("a worker process was killed; its training goes on from the last checkpoint")
-                    return lost + list(running.values())
-        except BaseException:
-            stop.request()  # the pool waits for the trainings that run: they save and end
-            raise
-    return []
+    crew: list[_Worker] = []
+    try:
+        while True:
+            yield from _doomed(waiting, needs, finished)
+            if not stop.requested:
+                ready = [key for key in waiting if key not in needs or needs[key] in finished]
+                _hand_out(ready, waiting, crew, workers, stop)
+            if all(worker.key is None for worker in crew):
+                if not waiting:
+                    return
+                raise Interrupted("stopped; everything so far is saved, the same command goes on from there")
+            for worker, kind, value in _heard(crew):
+                key = worker.key
+                if kind == "gone":
+                    crew.remove(worker)
+                if key is None:
+                    continue
+                if kind == "progress":
+                    progress(key, *value)
+                    continue
+                worker.key = None
+                if kind == "bad input":  # no other training can mend it
+                    raise UserError(value)
+                if kind == "gone":
+                    killed[key] += 1
+                    _log.warning("the process of %s was killed (%s)", tasks[key].name, value)
+                if kind == "stopped" or (kind == "gone" and killed[key] < ATTEMPTS):
+                    waiting[key] = tasks[key]  # to go on from its last checkpoint
+                    continue
+                finished[key] = _end(key, tasks[key].name, kind, value)
+                yield finished[key]
+    except BaseException:
+        stop.request()  # who is still at work saves and ends
+        raise
+    finally:
+        for worker in crew:
+            worker.dismiss()
 
 
 def _doomed(waiting: dict[str, Task], needs: Mapping[str, str], finished: dict[str, Ended]) -> Iterator[Ended]:
@@ -149,56 +128,92 @@ def _doomed(waiting: dict[str, Task], needs: Mapping[str, str], finished: dict[s
             yield finished[key]
 
 
-def _submit_ready(
-    pool: ProcessPoolExecutor,
-    waiting: dict[str, Task],
-    needs: Mapping[str, str],
-    finished: Mapping[str, Ended],
-    running: dict[Future[dict[str, Any]], str],
-    workers: int,
-    stop: Stop,
-) -> bool:
-    """Start what can start; return False where the pool takes no more, for one of its processes was killed."""
-    ready = [key for key in waiting if key not in needs or needs[key] in finished]
-    for key in ready[: 0 if stop.requested else workers - len(running)]:
-        # Workers are started in here and inherit what is blocked: Ctrl-C reaches the main process alone.
+def _hand_out(ready: list[str], waiting: dict[str, Task], crew: list["_Worker"], workers: int, stop: Stop) -> None:
+    """Give tasks to idle workers, and to new ones while there are fewer than `workers`."""
+    idle = [worker for worker in crew if worker.key is None]
+    for key in ready:
+        if not idle and len(crew) == workers:
+            return
+        if not idle:
+            idle.append(_Worker(stop))
+            crew.append(idle[-1])
+        idle.pop().begin(key, waiting.pop(key))
+
+
+def _end(key: str, name: str, kind: str, value: Any) -> Ended:
+    if kind == "done":
+        return Ended(key, value, None)
+    if kind == "gone":
+        return Ended(key, None, f"its process was killed {ATTEMPTS} times (often: memory ran out; try workers=1)")
+    reason, trace = value
+    _log.error("%s failed\n%s", name, trace)
+    return Ended(key, None, reason)
+
+
+class _Worker:
+    """A process that carries out one task at a time; `key` names it, None while it has none."""
+
+    def __init__(self, stop: Stop) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.key: str | None = None
+        self.pipe, theirs = context.Pipe()
+        self.process = context.Process(target=_work, args=(theirs, stop.flag, os.getpid()))
+        # A process inherits what is blocked: Ctrl-C reaches the main process alone.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
-            running[pool.submit(_run, key, waiting[key])] = key
-        except BrokenProcessPool:
-            return False
+            self.process.start()
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        del waiting[key]
-    return True
+        theirs.close()  # the process alone holds that end: when it dies, the pipe says so
+
+    def begin(self, key: str, task: Task) -> None:
+        self.key = key
+        with contextlib.suppress(BrokenPipeError):  # died while idle: heard of as any other death
+            self.pipe.send(task)
+
+    def dismiss(self) -> None:
+        """Let the process end, once it has saved, and wait for that."""
+        self.pipe.close()
+        self.process.join()
 
 
-def _drain(reports: Any, progress: Callable[[str, int, int], None]) -> None:
-    try:
-        while True:
-            progress(*reports.get_nowait())
-    except queue.Empty:
-        return
+def _heard(crew: list[_Worker]) -> Iterator[tuple[_Worker, str, Any]]:
+    """Yield (worker, kind, value) for each worker that has something to say, or is gone; wait for it a little."""
+    pipes = {worker.pipe: worker for worker in crew}
+    for pipe in wait_for(list(pipes), timeout=0.2):
+        worker = pipes[pipe]  # type: ignore[index]  # no sockets or handles among them
+        try:
+            kind, value = worker.pipe.recv()
+        except (EOFError, OSError):  # OSError: it died in the middle of a message
+            worker.dismiss()
+            kind, value = "gone", f"exit code {worker.process.exitcode}"
+        yield worker, kind, value
 
 
 # --- in the worker process ---
 
-_reports: Any = None
-_stop_flag: Any = None
-_leaving = threading.Event()  # this process is to end; the training it is in saves first
-_busy = threading.Lock()
+
+def _work(pipe: Connection, stop_flag: Any, main_process: int) -> None:
+    """Carry out tasks until the main process closes the pipe, is gone, or this process is terminated."""
+    leaving = False
+
+    def leave(number: int, frame: object) -> None:
+        nonlocal leaving
+        leaving = True
+
+    def should_stop() -> bool:
+        # A main process killed with -9 leaves its workers orphaned: they save and end.
+        return leaving or bool(stop_flag.value) or os.getppid() != main_process
+
+    signal.signal(signal.SIGTERM, leave)
+    # A pipe that ends or breaks: the main process is gone, or waits for nothing more.
+    with contextlib.suppress(EOFError, BrokenPipeError):
+        while not leaving:
+            pipe.send(_carry_out(pipe.recv(), pipe, should_stop))
 
 
-def _start_worker(reports: Any, stop_flag: Any) -> None:
-    global _reports, _stop_flag
-    _reports, _stop_flag = reports, stop_flag
-    reports.cancel_join_thread()  # at the end nobody waits until progress is read
-    signal.signal(signal.SIGTERM, lambda number, frame: _leaving.set())
-    for target in (_leave_with_main_process, _exit_when_leaving):
-        threading.Thread(target=target, daemon=True).start()
-
-
-def _run(key: str, task: Task) -> dict[str, Any]:
+def _carry_out(task: Task, pipe: Connection, should_stop: Callable[[], bool]) -> tuple[str, Any]:
+    """Return how a task ended, as (kind, plain value): not every exception survives the way through a pipe."""
     last = 0.0
 
     def progress(images: int, total: int) -> None:
@@ -206,22 +221,14 @@ def _run(key: str, task: Task) -> dict[str, Any]:
         now = time.monotonic()
         if now - last > 0.25 or images >= total:
             last = now
-            _reports.put((key, images, total))
+            with contextlib.suppress(BrokenPipeError):  # nobody is there to see it, but the task must still save
+                pipe.send(("progress", (images, total)))
 
-    with _busy:
-        return task.run(progress, lambda: _leaving.is_set() or bool(_stop_flag.value))
-
-
-def _leave_with_main_process() -> None:
-    """Leave once the main process is gone, killed with -9: nobody else would end this process."""
-    main_process = multiprocessing.parent_process()
-    if main_process is not None:
-        main_process.join()
-        _leaving.set()
-
-
-def _exit_when_leaving() -> None:
-    """End this process, which otherwise waits for work for ever; between two trainings, or once one has saved."""
-    _leaving.wait()
-    with _busy:
-        os._exit(1)
+    try:
+        return "done", task.run(progress, should_stop)
+    except Interrupted:
+        return "stopped", None
+    except UserError as error:
+        return "bad input", str(error)
+    except Exception as error:
+        return "failed", (f"{type(error).__name__}: {error}", traceback.format_exc())

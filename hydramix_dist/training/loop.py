@@ -16,7 +16,7 @@ from torch import Tensor
 from hydramix_dist import checkpoint
 from hydramix_dist.checkpoint import Checkpoint
 from hydramix_dist.config.schema import RuntimeSettings
-from hydramix_dist.errors import Interrupted
+from hydramix_dist.errors import Interrupted, UserError
 from hydramix_dist.store import Store
 from hydramix_dist.telemetry import Recorder
 from hydramix_dist.training.engine import Engine
@@ -195,11 +195,15 @@ class _Meter:
 
 
 def prepare_device(runtime: RuntimeSettings) -> torch.device:
-    """Return the device to train on, with this process's thread count set as the settings say."""
+    """Return the device to train on, with this process's thread count set as the settings say.
+
+    Raises UserError where the settings ask for a GPU and torch sees none.
+    """
     torch.set_num_threads(runtime.threads)
-    if runtime.device == "cpu" or (runtime.device == "auto" and not torch.cuda.is_available()):
-        return torch.device("cpu")
-    return torch.device("cuda")
+    gpu = torch.cuda.is_available()
+    if runtime.device == "cuda" and not gpu:
+        raise UserError("runtime.device is 'cuda', but torch sees no GPU here; use auto or cpu (see: hydramix doctor)")
+    return torch.device("cuda" if gpu and runtime.device != "cpu" else "cpu")
 
 
 def autocast(runtime: RuntimeSettings, device: torch.device) -> torch.autocast:

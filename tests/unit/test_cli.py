@@ -175,12 +175,24 @@ def test_every_preset_is_valid_and_holds_the_five_arms(preset: str) -> None:
     assert chosen.verdict == (preset != "smoke")
 
 
-@pytest.mark.xfail(strict=True, reason="sections merged by << stay one object")
 def test_an_override_changes_the_named_section_alone() -> None:
     """Sections that a preset shares by YAML merge keys are not shared any more."""
     chosen = settings("quick", assignments=["generators.hydramix.network.width=12"])
     assert chosen.generators["hydramix"].network.width == 12
     assert chosen.generators["chimeramix"].network == settings("quick").generators["chimeramix"].network
+
+
+def test_mix_sets_k_in_a_section_that_generators_share_without_changing_the_other(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(
+        "x-mix: &mix {count: 2}\n"
+        "generators: {free: {mix: *mix}, fixed: {mix: {<<: *mix, mask: {kind: chimera-grid}}}}\n"
+    )
+    chosen = settings(str(path), mix=5, assignments=["generators.free.mix.self_pairs=true"])
+    assert {name: (g.mix.count, g.mix.self_pairs) for name, g in chosen.generators.items()} == {
+        "free": (5, True),
+        "fixed": (2, False),
+    }
 
 
 def test_default_folder_is_the_same_for_the_same_call_and_another_for_another() -> None:

@@ -235,6 +235,16 @@ def test_flat_textures_do_not_flood() -> None:
     assert near_pairs(flat) == []
 
 
+def test_many_images_alike_give_no_more_pairs_than_images() -> None:
+    rng = np.random.default_rng(2)
+    scenes = rng.integers(0, 256, (3, 256))
+    frames = np.clip(np.repeat(scenes, 100, 0) + rng.normal(0, 2, (300, 256)), 0, 255).astype(np.uint8)
+    within = [(pair.first, pair.second) for pair in near_pairs(frames)]
+    assert within == [(row // 100 * 100, row) for row in range(300) if row % 100]
+    across = [(pair.first, pair.second) for pair in near_pairs(frames, frames[::10])]
+    assert across == [(row // 10 * 100, row) for row in range(30)]
+
+
 def test_the_quick_bound_loses_no_pair() -> None:
     rng = np.random.default_rng(1)
     base = rng.integers(0, 256, (300, 256))

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from data_files import cifar_python, class_files, encoded, picture, write_tree, zip_of
 
+from hydramix_dist.data import trees
 from hydramix_dist.data.pickles import load_arrays
 from hydramix_dist.data.sources import Source, open_source
 from hydramix_dist.errors import UserError
@@ -85,6 +86,24 @@ def test_empty_class_and_litter(tmp_path: Path, source_at: Opener) -> None:
     assert source.notes == ("1 files outside the class folders were left out",)
 
 
+def test_a_class_may_be_called_train(tmp_path: Path, source_at: Opener) -> None:
+    source = source_at(write_tree(tmp_path / "vehicles", class_files(["bus", "train"], 1)))
+    assert source.classes == ("bus", "train") and {item.split for item in source.items} == {""}
+    with pytest.raises(UserError, match="no class folders"):  # splits without classes are not two classes
+        source_at(write_tree(tmp_path / "flat", class_files(["test", "train"], 1)))
+
+
+def test_names_that_are_no_text_are_left_out_and_listed(tmp_path: Path, source_at: Opener) -> None:
+    files = class_files(["a", "b"], 1) | {"a/\udcff.png": encoded(picture(9)), "\udcfe/0.png": encoded(picture(8))}
+    for source, listed in (
+        (source_at(write_tree(tmp_path / "src", files)), ["\\udcfe", "a/\\udcff.png"]),  # nothing below the folder
+        (source_at(tar_of(tmp_path / "a.tar", files)), ["a/\\udcff.png", "\\udcfe/0.png"]),
+    ):
+        assert [item.id for item in source.items] == ["a/000.png", "b/000.png"]
+        assert [entry.item for entry in source.refused] == listed
+        assert all("no UTF-8" in entry.reason for entry in source.refused)
+
+
 def test_links_and_special_files_are_left_out(tmp_path: Path, source_at: Opener) -> None:
     outside = write_tree(tmp_path / "out", {"secret.png": encoded(picture(1))})
     src = write_tree(tmp_path / "src", class_files(["a", "b"], 1))
@@ -144,10 +163,39 @@ def test_missing_and_broken_sources_are_answers(tmp_path: Path, source_at: Opene
         source_at("s3://bucket/images")
     whole = zip_of(tmp_path / "a.zip", class_files(["a", "b"], 1)).read_bytes()
     packed = tar_of(tmp_path / "a.tar.gz", class_files(["a", "b"], 1), "w:gz").read_bytes()
-    for data in (whole[: len(whole) // 2], packed[: len(packed) // 2], b"text", encoded(picture(1))):
+    squeezed = bytearray(tar_of(tmp_path / "a.tar.bz2", class_files(["a", "b"], 1), "w:bz2").read_bytes())
+    squeezed[len(squeezed) // 2] ^= 255
+    misnamed = zip_of(tmp_path / "b.zip", {"a/\u00e9.png": b"x"}).read_bytes().replace("\u00e9".encode(), b"\xff\xff")
+    future = bytearray(whole)
+    future[whole.find(b"PK\x01\x02") + 6] = 99  # the version needed to read it
+    halves = whole[: len(whole) // 2], packed[: len(packed) // 2]
+    for data in (*halves, squeezed, misnamed, future, b"text", encoded(picture(1))):
         (tmp_path / "broken").write_bytes(data)
         with pytest.raises(UserError, match="neither a folder nor a whole"):
             source_at(tmp_path / "broken")
+    (tmp_path / "ring").symlink_to("ring")
+    for unreadable in (tmp_path / "ring", tmp_path / "broken" / "below"):
+        with pytest.raises(UserError, match="cannot be read"):
+            source_at(unreadable)
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(UserError, match="nor a regular file"):
+        source_at(tmp_path / "pipe")
+
+
+def test_a_tar_that_unpacks_beyond_measure_is_refused(
+    tmp_path: Path, source_at: Opener, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trees, "_SLACK", 2**16)  # instead of a gigabyte, which takes long to write
+    files = class_files(["a", "b"], 1)
+    assert len(source_at(tar_of(tmp_path / "whole.tar.gz", files, "w:gz")).items) == 2
+    bomb = tar_of(tmp_path / "bomb.tar.gz", files | {"a/zeros.png": bytes(4 * 2**20)}, "w:gz")
+    with pytest.raises(UserError, match="absurdly large"):
+        source_at(bomb)
+
+
+def test_the_top_of_an_archive_is_no_class(tmp_path: Path, source_at: Opener) -> None:
+    source = source_at(zip_of(tmp_path / "a.zip", {"/": b"", "./": b"", **class_files(["a", "b"], 1)}))
+    assert source.classes == ("a", "b") and source.refused == ()
 
 
 # ---- published files
@@ -229,6 +277,28 @@ def test_damaged_published_files_are_answers(tmp_path: Path, source_at: Opener) 
         source_at(write_tree(tmp_path / "ten", {"data_batch_1.bin": b""}))
 
 
+@pytest.mark.parametrize(
+    ("labels", "names", "words"),
+    [
+        ([[1], [1, 2]], None, "'labels' is no list of 2 labels"),
+        ([True, False], None, "'labels' is no list of 2 labels"),
+        ([0, 2**70], None, "'labels' is no list of 2 labels"),
+        ([0, 1], 5, "no list of text"),
+        ([0, 1], [["cat"], "dog"], "no list of text"),
+        ([0, 1], ["cat", "dog", "cat"], "two classes have the same name"),
+    ],
+)
+def test_strange_values_in_published_pickles_are_answers(
+    tmp_path: Path, labels: list[object], names: object, words: str, source_at: Opener
+) -> None:
+    batch = pickle.dumps({"data": np.zeros((2, 3072), np.uint8), "labels": labels}, 2)
+    files = dict.fromkeys((*(f"data_batch_{number}" for number in range(1, 6)), "test_batch"), batch)
+    if names is not None:
+        files["batches.meta"] = pickle.dumps({"label_names": names}, 2)
+    with pytest.raises(UserError, match=words):
+        source_at(write_tree(tmp_path, files))
+
+
 class Evil:
     def __init__(self, *call: object) -> None:
         self.call = call
@@ -244,6 +314,22 @@ def test_malicious_pickle_is_refused_and_runs_nothing(tmp_path: Path, protocol: 
         with pytest.raises(UserError, match="refused: only arrays"):
             load_arrays(pickle.dumps({"data": Evil(*call)}, protocol), "data_batch_1")
     assert not target.exists()
+
+
+class Unbacked:
+    """Pickles as an array of `count` bytes that brings a number in place of its bytes."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+
+    def __reduce__(self) -> tuple[object, ...]:
+        reconstruct, arguments = np.zeros(1, np.uint8).__reduce__()[:2]
+        return reconstruct, arguments, (1, (self.count,), np.dtype("u1"), False, self.count)
+
+
+def test_an_array_without_its_bytes_is_refused() -> None:
+    with pytest.raises(UserError, match="content is no bytes"):
+        load_arrays(pickle.dumps({"data": Unbacked(3072)}, 2), "batch")
 
 
 def test_object_arrays_and_hostile_memos_are_refused() -> None:

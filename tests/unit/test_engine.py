@@ -7,9 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from hydramix_dist.checkpoint import EngineState, weights_digest
-from hydramix_dist.config.schema import AdamSettings, SgdSettings
+from hydramix_dist.config.schema import AdamSettings, RuntimeSettings, SgdSettings
 from hydramix_dist.errors import UserError
 from hydramix_dist.training.engine import TorchEngine
+from hydramix_dist.training.loop import prepare_device
 
 OPTIMIZERS = [AdamSettings(lr=0.01), SgdSettings(lr=0.01), SgdSettings(lr=0.01, momentum=0.0)]
 
@@ -109,3 +110,9 @@ def test_state_of_another_model_is_refused() -> None:
     state = TorchEngine(nn.Linear(3, 2), AdamSettings()).full_state()
     with pytest.raises(UserError, match=r"belongs to another model: weight '0\.bias'"):
         TorchEngine(network(), AdamSettings(), state)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="only where there is no GPU")
+def test_a_gpu_that_is_not_there_is_an_answer() -> None:
+    with pytest.raises(UserError, match="torch sees no GPU"):
+        prepare_device(RuntimeSettings(device="cuda"))

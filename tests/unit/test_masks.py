@@ -15,7 +15,7 @@ from scipy import stats
 from torch import Tensor
 
 from hydramix_dist.config.schema import MaskKind, MaskSettings, MixSettings
-from hydramix_dist.mixing.masks import draw_masks, draw_sources, masks_from_sources
+from hydramix_dist.mixing.masks import draw_sources, masks_from_sources
 
 GRIDS: tuple[MaskKind, ...] = ("grid", "chimera-grid")
 SEGMENTS: tuple[MaskKind, ...] = ("segments-independent", "segments-contiguous", "chimera-segments")
@@ -25,6 +25,13 @@ KINDS = (*GRIDS, *SEGMENTS)
 
 def mix_of(kind: MaskKind, count: int = 2, downsample: Downsample = "nearest", grid: int = 4) -> MixSettings:
     return MixSettings(count=count, mask=MaskSettings(kind=kind, downsample=downsample, grid=grid))
+
+
+def draw_masks(
+    segments_BHW: Tensor | None, mix: MixSettings, numbers: range | list[int], seed: int, step: int, feature_side: int
+) -> Tensor:
+    """The two steps in one, as the composer takes them."""
+    return masks_from_sources(draw_sources(segments_BHW, mix, numbers, seed, step, feature_side), mix, feature_side)
 
 
 def blocks(batch: int, side: int, labels: int, first: int = 0) -> Tensor:

@@ -43,7 +43,7 @@ def generator_keys(
 def test_generator_shared_by_arms_stands_once_and_before_its_classifiers(dataset: Dataset) -> None:
     made = plan(dataset)
     kinds = [type(task) for task in made.tasks.values()]
-    assert kinds == [GeneratorTask] * 4 + [ClassifierTask] * 16
+    assert kinds == ([GeneratorTask] + [ClassifierTask] * 4) * 4  # subset by subset
     assert len(made.needs) == 8
     for key, generator in made.needs.items():
         task, needed = made.tasks[key], made.tasks[generator]

@@ -116,6 +116,24 @@ generators:
     }
 
 
+def test_shared_parts_are_shared_in_the_file_only(tmp_path: Path) -> None:
+    tree = load(tmp_path, "x-net: &net {network: {width: 4}}\none: {<<: *net}\ntwo: {<<: *net}\nthree: *net\n")
+    changed = override(tree, ["one.network.width=8", "two.network.side=64"])
+    assert changed == {
+        "one": {"network": {"width": 8}},
+        "two": {"network": {"width": 4, "side": 64}},
+        "three": {"network": {"width": 4}},
+    }
+
+
+@pytest.mark.parametrize("value", ["2024-13-01", "9" * 5000, "[" * 2000, "&a [*a]"], ids=lambda value: value[:10])
+def test_values_that_no_parser_can_build_are_answers(tmp_path: Path, value: str) -> None:
+    with pytest.raises(UserError, match="the value is not valid YAML"):
+        override({}, [f"a={value}"])
+    with pytest.raises(UserError, match=r"settings\.yaml is not valid YAML"):
+        load(tmp_path, f"a: {value}\n")
+
+
 @pytest.mark.parametrize(
     ("text", "line", "first"),
     [
@@ -227,6 +245,13 @@ def test_a_broken_override_is_an_answer(assignment: str, said: str) -> None:
         ({"generators": {"g": {"network": {"side": 16}}}}, "network.side 16 is below 32"),
         ({"generators": {"g": {"network": {"mix_after": "block5"}}}}, "mix_after 'block5' is none of stem, down1, "),
         ({"generators": {"g": {"mix": {"mask": {"kind": "chimera-grid"}}}}}, "is defined for count 2, not 3"),
+        ({"seeds": [-1]}, "'seeds.0': input should be greater than or equal to 0"),
+        ({"seeds": [2**70]}, "'seeds.0': "),
+        ({"arms": {"../elsewhere": {}}}, "arms has the name '../elsewhere'"),
+        *(
+            ({"classifier": {"network": name}}, f"network '{name}' does not exist: the depth is one of 10, 16, 22")
+            for name in ("wrn-12-2", "wrn-4-1", "wrn-0-1", "wrn-16-0")
+        ),
     ],
 )
 def test_bad_settings_are_named_with_what_is_allowed(tree: dict[str, Any], said: str) -> None:
