@@ -86,7 +86,7 @@ def generator_settings(**changes: Any) -> GeneratorSettings:
     """Return the settings of a training of 12 steps, with `changes` to the top keys (sections as mappings)."""
     tree: dict[str, Any] = {
         "network": {"side": SIDE, "width": 4, "blocks": 2, "mix_after": "block1"},
-        "discriminator": {"width": 4},
+        "discriminator": {"width": 4, "score": "sigmoid", "augment": False},
         "mix": {"count": 3},
         "batch": 4,
         "images": 48,

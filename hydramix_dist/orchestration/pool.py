@@ -15,6 +15,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.connection import wait as wait_for
 from typing import Any
@@ -158,7 +159,9 @@ class _Worker:
         self.key: str | None = None
         self.pipe, theirs = context.Pipe()
         self.process = context.Process(target=_work, args=(theirs, stop.flag, os.getpid()))
-        # A process inherits what is blocked: Ctrl-C reaches the main process alone.
+        # A process inherits what is blocked: Ctrl-C reaches the main process alone. The first process would have
+        # multiprocessing start its tracker, which unblocks it again.
+        resource_tracker.ensure_running()
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
             self.process.start()
