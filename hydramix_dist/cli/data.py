@@ -13,7 +13,8 @@ from hydramix_dist.cli.console import LiveDisplay, error_console, print_json
 from hydramix_dist.data.dataset import Dataset
 from hydramix_dist.data.importer import ImportReport, import_dataset
 from hydramix_dist.data.manifest import Fit
-from hydramix_dist.data.overview import Overview, describe, verify
+from hydramix_dist.data.overview import Overview, describe
+from hydramix_dist.data.verify import verify
 from hydramix_dist.errors import UserError, nearest
 
 _SHOWN = 10  # refused items and pairs of duplicates listed before "and N more"

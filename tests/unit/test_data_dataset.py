@@ -16,10 +16,11 @@ from hydramix_dist.data.dataset import Dataset
 from hydramix_dist.data.decode import thumbnail
 from hydramix_dist.data.importer import import_dataset
 from hydramix_dist.data.neighbours import THRESHOLD, near_pairs
-from hydramix_dist.data.overview import describe, verify
+from hydramix_dist.data.overview import describe
 from hydramix_dist.data.segment_maps import MapKey
 from hydramix_dist.data.segmentation import default_side, segment
 from hydramix_dist.data.shots import load_shots
+from hydramix_dist.data.verify import verify
 from hydramix_dist.errors import UserError
 from hydramix_dist.store.store import Store
 
