@@ -57,25 +57,48 @@ def pilot_command(
 def _settings(
     preset: str, shots: str | None, seeds: str | None, arms: str | None, mix: int | None, assignments: list[str]
 ) -> PilotSettings:
-    path = configs_root() / "pilot" / f"{preset}.yaml"
-    if preset.endswith((".yaml", ".yml")):
-        path = Path(preset)
-    elif not path.exists():
-        known = sorted(file.stem for file in path.parent.glob("*.yaml"))
-        raise UserError(
-            f"--preset '{preset}' is not known{nearest(preset, known)}; there are {', '.join(known)}, or a .yaml file"
-        )
-    tree: dict[str, Any] = override(read_yaml(path), assignments)
+    path = _preset_file(preset)
+    ready = read_yaml(path)
+    tree: dict[str, Any] = override(ready, assignments)
+    _check_new_generators(tree, ready)
     if shots is not None:
         tree["shots"] = _integers("--shots", shots)
     if seeds is not None:
         given = _integers("--seeds", seeds)
-        tree["seeds"] = list(range(given[0])) if len(given) == 1 and "," not in seeds else given
+        if len(given) == 1 and "," not in seeds:
+            if given[0] < 1:
+                raise UserError(f"--seeds {seeds} is no number of seeds; give 1 or more, or a list such as 0,1,2")
+            given = list(range(given[0]))
+        tree["seeds"] = given
     if arms is not None:
         tree["arms"] = _chosen_arms(tree.get("arms", {}), arms)
     if mix is not None:
         _set_mix(tree, mix)
     return build(PilotSettings, tree, str(path))
+
+
+def _preset_file(preset: str) -> Path:
+    if preset.endswith((".yaml", ".yml")):
+        return Path(preset)
+    ready = {file.stem: file for file in sorted((configs_root() / "pilot").glob("*.yaml"))}
+    if preset not in ready:
+        raise UserError(
+            f"--preset '{preset}' is not known{nearest(preset, ready)}; there are {', '.join(ready)}, or a .yaml file"
+        )
+    return ready[preset]
+
+
+def _check_new_generators(tree: dict[str, Any], ready: dict[str, Any]) -> None:
+    """Raise UserError for a generator that --set has made and no arm uses: a slip in its name, without effect."""
+    arms = tree.get("arms")
+    used = {arm.get("generator") for arm in arms.values() if isinstance(arm, dict)} if isinstance(arms, dict) else set()
+    for name in tree.get("generators") or {}:
+        if name not in (ready.get("generators") or {}) and name not in used:
+            known = [str(generator) for generator in used if generator]
+            raise UserError(
+                f"--set generators.{name}: no arm uses a generator of that name{nearest(str(name), known)}; there are "
+                f"{', '.join(sorted(known)) or 'none'}, and arms.ARM.generator={name} makes an arm use it"
+            )
 
 
 def _integers(option: str, text: str) -> list[int]:

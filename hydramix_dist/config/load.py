@@ -69,7 +69,8 @@ def override(tree: Mapping[str, Any], assignments: Sequence[str]) -> dict[str, A
         key, separator, text = assignment.partition("=")
         key = key.strip()
         if not separator or not key:
-            raise UserError(f"override '{assignment}' has no '='; write key=value, for instance classifier.batch=16")
+            lack = "key before the '='" if separator else "'='"
+            raise UserError(f"override '{assignment}' has no {lack}; write key=value, for instance classifier.batch=16")
         node = result
         *parents, leaf = key.split(".")
         for parent in parents:
@@ -131,6 +132,8 @@ def _explain(model: type[BaseModel], problem: Any) -> str:
     shown = "" if isinstance(value, dict | BaseModel) else f" (given: {given})"
     if problem["type"] in ("model_type", "dict_type"):
         return f"'{path}': a section of keys is needed, one value was given{shown}"
+    if problem["type"] == "too_short":
+        return f"'{path}' is empty, at least one is needed"
     message = problem["msg"].removeprefix("Value error, ")
     where = f"'{path}': " if problem["loc"] else ""  # a rule over several keys names them itself
     return f"{where}{message[0].lower()}{message[1:]}{shown}"
