@@ -133,7 +133,7 @@ def _explain(model: type[BaseModel], problem: Any) -> str:
     if problem["type"] in ("model_type", "dict_type"):
         return f"'{path}': a section of keys is needed, one value was given{shown}"
     if problem["type"] == "too_short":
-        return f"'{path}' is empty, at least one is needed"
+        return f"'{path}': at least one is needed, none was given"
     message = problem["msg"].removeprefix("Value error, ")
     where = f"'{path}': " if problem["loc"] else ""  # a rule over several keys names them itself
     return f"{where}{message[0].lower()}{message[1:]}{shown}"

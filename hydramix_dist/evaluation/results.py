@@ -166,6 +166,9 @@ def save_results(store: Store, results: PilotResults) -> None:
     store.put(RESULTS_FILE, (results.model_dump_json(indent=1) + "\n").encode())
 
 
+_WRITTEN_ANEW = "delete it and run the pilot's command again, which writes it anew"
+
+
 def load_results(store: Store) -> PilotResults:
     """Return a run's results. Raises UserError where they are absent, broken, or of a newer schema."""
     path = store.path(RESULTS_FILE)
@@ -176,7 +179,7 @@ def load_results(store: Store) -> PilotResults:
     try:
         tree = json.loads(text)
     except ValueError as error:
-        raise UserError(f"{path} is not valid JSON ({error}); run the pilot again, it rewrites the file") from error
+        raise UserError(f"{path} is not valid JSON ({error}); {_WRITTEN_ANEW}") from error
     version = tree.get("schema_version") if isinstance(tree, dict) else None
     if isinstance(version, int) and version > SCHEMA_VERSION:
         raise UserError(
@@ -188,4 +191,4 @@ def load_results(store: Store) -> PilotResults:
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"]) or "the file"
-        raise UserError(f"{path}: {key}: {first['msg']}; run the pilot again, it rewrites the file") from error
+        raise UserError(f"{path} is damaged: {key}: {first['msg']}; {_WRITTEN_ANEW}") from error

@@ -18,13 +18,13 @@ from hydramix_dist.data.shots import load_shots
 from hydramix_dist.errors import Interrupted, UserError
 from hydramix_dist.evaluation.assemble import assemble
 from hydramix_dist.evaluation.probes import probe
-from hydramix_dist.evaluation.results import PilotResults, RunResult, save_results
+from hydramix_dist.evaluation.results import RESULTS_FILE, PilotResults, RunResult, save_results
 from hydramix_dist.models.trained import load_generator
 from hydramix_dist.orchestration.collect import data_summary, run_result, subset_record
 from hydramix_dist.orchestration.plan import Plan, default_workers, make_plan
 from hydramix_dist.orchestration.pool import Ended, Stop, run_tasks
 from hydramix_dist.orchestration.tasks import ClassifierTask, GeneratorTask
-from hydramix_dist.report.page import write_report
+from hydramix_dist.report.page import REPORT_FILE, write_report
 from hydramix_dist.report.sheets import Sheet
 from hydramix_dist.store import Store
 from hydramix_dist.store.run import RunFolder, exclusively, read_run, read_status
@@ -224,7 +224,9 @@ def find_finished(out: Store, source: str | None, settings: PilotSettings) -> bo
     """Return whether `out` holds a finished pilot with this source and these settings, no training's result gone."""
     paths = set(out.list()) if out.exists("run.json") else set()
     trainings = {path.removesuffix("/run.json") for path in paths if path.endswith("/run.json")}
-    if "report.html" not in paths or not all(f"{training}/result.json" in paths for training in trainings):
+    if not {REPORT_FILE, RESULTS_FILE} <= paths or not all(
+        f"{training}/result.json" in paths for training in trainings
+    ):
         return False
     record = read_run(out)
     same = record["identity"].get("settings") == json.loads(json.dumps(dump(settings)))

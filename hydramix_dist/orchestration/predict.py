@@ -44,6 +44,10 @@ def choose_classifier(run: Store, arm: str | None) -> Store:
         raise UserError(f"the pilot in {run.url} has no results yet; run hydramix pilot --resume --out {run.url}")
     results = load_results(run)
     known = [summary.arm for summary in results.summaries]
+    if not known:
+        raise UserError(
+            f"the pilot in {run.url} has no finished classifier yet; run hydramix pilot --resume --out {run.url}"
+        )
     if arm is not None and arm not in known:
         raise UserError(f"--arm '{arm}' has no finished run in {run.url}; there are {', '.join(dict.fromkeys(known))}")
     shots = max(summary.shots for summary in results.summaries if arm in (None, summary.arm))

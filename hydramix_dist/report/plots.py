@@ -148,10 +148,14 @@ def _curves(axis: Any, curves: Sequence[Sequence[tuple[int, float]]], colour: st
     curves = [curve for curve in curves if curve]
     for curve in curves:
         axis.plot(*zip(*curve, strict=True), color=colour, linewidth=0.7, alpha=0.35)
-    places = {tuple(seen for seen, _ in curve) for curve in curves}
-    if len(places) == 1:  # runs that stopped at other places have no common mean
-        mean = np.mean([[value for _, value in curve] for curve in curves], axis=0)
-        axis.plot(places.pop(), mean, color=colour, linewidth=2, linestyle=style, marker=marker, markersize=4)
+    # Records are made by the clock, each training's at places of its own: the mean is taken over the stretch that all
+    # have, between their points.
+    first, last = max((c[0][0] for c in curves), default=0), min((c[-1][0] for c in curves), default=-1)
+    places = sorted({seen for curve in curves for seen, _ in curve if first <= seen <= last})
+    if places:
+        mean = np.mean([np.interp(places, *np.transpose(curve)) for curve in curves], axis=0)
+        marker = marker or ("o" if len(places) == 1 else "")  # a line needs two points to be seen
+        axis.plot(places, mean, color=colour, linewidth=2, linestyle=style, marker=marker, markersize=4)
 
 
 def _limits(values: Sequence[float]) -> tuple[float, float]:

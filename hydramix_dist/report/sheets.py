@@ -4,6 +4,8 @@ Legend: K images in a mix, C channels (3), H W pixels, h w feature cells.
 """
 
 import io
+import zipfile
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
@@ -11,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
+from hydramix_dist.errors import UserError
 from hydramix_dist.store import Store
 
 SHEETS_FILE = "mixes.npz"
@@ -136,9 +139,18 @@ def save_sheets(store: Store, sheets: Sequence[Sheet]) -> None:
 
 
 def load_sheets(store: Store) -> list[Sheet]:
-    """Return the sheets of a run folder in order; none where none were saved."""
+    """Return the sheets of a run folder in order; none where none were saved. Raises UserError for a damaged file."""
     if not store.exists(SHEETS_FILE):
         return []
+    try:
+        return _read_sheets(store)
+    except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise UserError(
+            f"{store.path(SHEETS_FILE)} is damaged ({error}); delete it, the page is then written without mixes"
+        ) from error
+
+
+def _read_sheets(store: Store) -> list[Sheet]:
     with np.load(io.BytesIO(store.read(SHEETS_FILE)), allow_pickle=False) as arrays:
         count = len({name.split(".")[0] for name in arrays.files})
         return [

@@ -69,7 +69,7 @@ def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp
         (["--preset", "/etc/passwd"], "--preset '/etc/passwd' is not known; there are paper, quick, smoke, standard"),
         (["--set", "=4"], "override '=4' has no key before the '='"),
         (["--set", "generators.hydra.mix.count=4"], "no arm uses a generator of that name (did you mean 'hydramix'?)"),
-        (["--shots", ","], "'shots' is empty"),
+        (["--shots", ","], "'shots': at least one is needed, none was given"),
         (["--seeds", "0"], "--seeds 0 is no number of seeds"),
         (["--seeds", "a"], "--seeds 'a' is not a list"),
         (["--seeds=-1,0"], "'seeds.0': input should be greater than or equal to 0 (given: -1)"),
@@ -108,6 +108,31 @@ def test_folder_of_a_newer_version(cli: Cli, finished_pilot: FinishedPilot, tmp_
         ["predict", tmp_path, finished_pilot.images],
     ):
         assert "was made by a newer version (schema 9" in cli.refuses(*command)
+
+
+def test_damaged_results_are_written_anew_as_the_error_says(cli: Cli, finished_pilot: FinishedPilot) -> None:
+    run = Path("run")
+    shutil.copytree(finished_pilot.run, run)
+    (run / "results.json").write_text("{")
+    command = ("pilot", finished_pilot.images, "--preset", finished_pilot.preset, "--out", run)
+    assert "results.json is not valid JSON" in (said := cli.refuses(*command)) and "delete it and run" in said
+    (run / "results.json").unlink()
+    assert cli(*command)[0] == 0
+    assert tiny.measured(run) == tiny.measured(finished_pilot.run)
+
+
+def test_refused_settings_do_not_take_the_folder_and_a_source_that_is_gone_is_not_missed(cli: Cli) -> None:
+    images, preset = tiny.image_folder(Path("images"), {"a": 5, "b": 2}, test=2), tiny.write_preset(Path("tiny.yaml"))
+    command = ("pilot", images, "--preset", preset, "--arms", "baseline", "--seeds", "1", "--out", "run")
+    assert "the subset has one with 2" in cli.refuses(*command, "--set", "validation=0.2")
+    assert cli(*command)[0] == 0
+    images.rename("moved")
+    Path("run/report.html").unlink()
+    Path("elsewhere").mkdir()
+    os.chdir("elsewhere")  # the fixture's patch brings the tests back
+    code, _, err = cli("pilot", "--resume", "--out", "../run")
+    assert code == 0 and "is gone; going on with what was imported" in err and "otherwise" not in err
+    assert "does not exist" in cli.refuses("pilot", "other", *command[2:-1], "../run", "--preset", f"../{preset}")
 
 
 def test_folder_of_another_kind_of_run(cli: Cli, finished_pilot: FinishedPilot, tmp_path: Path) -> None:

@@ -159,6 +159,10 @@ def test_pilot_without_results_is_said(finished_pilot: FinishedPilot, tmp_path: 
     (tmp_path / "run.json").write_bytes((finished_pilot.run / "run.json").read_bytes())
     with pytest.raises(UserError, match="has no results yet; run hydramix pilot --resume"):
         choose_classifier(Store(tmp_path), None)
+    stopped = json.loads((finished_pilot.run / "results.json").read_text()) | {"runs": [], "summaries": [], "pairs": []}
+    (tmp_path / "results.json").write_text(json.dumps(stopped))  # as a pilot leaves it that is stopped early
+    with pytest.raises(UserError, match="has no finished classifier yet; run hydramix pilot --resume"):
+        choose_classifier(Store(tmp_path), None)
 
 
 def test_images_may_be_one_file(finished_pilot: FinishedPilot) -> None:

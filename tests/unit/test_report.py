@@ -5,9 +5,11 @@ from html.parser import HTMLParser
 import matplotlib as mpl
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 from results_factory import ARMS, pilot
 
+from hydramix_dist.errors import UserError
 from hydramix_dist.report import plots
 from hydramix_dist.report.page import compare_runs, render_report, write_report
 from hydramix_dist.report.sheets import (
@@ -152,6 +154,33 @@ def test_sheets_come_back_as_they_were_saved(tmp_path):
         assert (before.segments_HW is None) == (after.segments_HW is None)
         np.testing.assert_array_equal(before.sources_KHWC, after.sources_KHWC)
         np.testing.assert_array_equal(before.source_map_Khw, after.source_map_Khw)
+
+
+@pytest.mark.parametrize("damage", [b"", b"text", b"PK\x03\x04 cut", None])
+def test_damaged_sheets_are_an_answer(tmp_path, damage):
+    save_sheets(Store(tmp_path), [sheet()])
+    path = tmp_path / "mixes.npz"
+    path.write_bytes(path.read_bytes()[:-40] if damage is None else damage)
+    with pytest.raises(UserError, match=r"mixes\.npz is damaged .*; delete it"):
+        load_sheets(Store(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("curves", "thick"),
+    [
+        ([[(10, 1.0), (20, 3.0)], [(10, 3.0), (20, 5.0)]], [(10, 2.0), (20, 4.0)]),
+        ([[(0, 0.0), (20, 2.0)], [(10, 3.0), (30, 5.0)]], [(10, 2.0), (20, 3.0)]),  # recorded at other places
+        ([[(10, 1.0)]], [(10, 1.0)]),
+        ([[(10, 1.0)], [(20, 1.0)]], None),  # nothing in common
+        ([[]], None),
+    ],
+)
+def test_thick_curve_is_the_mean_over_the_stretch_that_all_trainings_have(curves, thick):
+    axis = Figure().subplots()
+    plots._curves(axis, curves, "#000000", "-", "")
+    means = [line for line in axis.lines if line.get_linewidth() == 2]
+    assert [list(zip(*line.get_data(), strict=True)) for line in means] == ([] if thick is None else [thick])
+    assert all(line.get_marker() not in ("", "None") for line in means if len(line.get_xdata()) == 1)
 
 
 def test_hard_mask_shows_each_cell_in_its_sources_colour_and_a_shared_cell_in_between():

@@ -198,7 +198,7 @@ def test_an_override_changes_its_key_and_nothing_else() -> None:
     ("assignment", "said"),
     [
         ("classifier.batch", "no '='"),
-        ("=3", "no '='"),
+        ("=3", "no key before the '='"),
         ("shots.first=3", "'shots' is a value"),
         ("a=[1", "not valid YAML"),
     ],
