@@ -5,13 +5,14 @@ Nothing heavy is imported before a command is chosen, so that `hydramix --help` 
 
 import sys
 
+from hydramix_dist.errors import Interrupted, UserError
+
 
 def main() -> None:
     """Run the command line. Exit codes: 0 success, 1 failure, 2 bad input, 130 stopped on request."""
-    from hydramix_dist.cli.app import app
-    from hydramix_dist.errors import Interrupted, UserError
-
     try:
+        from hydramix_dist.cli.app import app
+
         app()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -69,7 +69,9 @@ def predict(
 @app.command()
 def report(
     runs: Annotated[list[str], typer.Argument(help="folders of pilots; several make one comparing page")],
-    out: Annotated[str | None, typer.Option(help="folder of the comparing page; none: here")] = None,
+    out: Annotated[
+        str | None, typer.Option(help="folder of the page; none: the pilot's own, or here for several")
+    ] = None,
     json_: JsonFlag = False,
 ) -> None:
     """Write a pilot's page anew from its results, or one page over several pilots."""

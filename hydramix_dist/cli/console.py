@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, Task, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.text import Text
 
+from hydramix_dist.errors import Interrupted
 from hydramix_dist.orchestration.pool import Ended
 
 
@@ -44,6 +45,8 @@ class LiveDisplay:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._bars.stop()
+        if kind is KeyboardInterrupt:
+            raise Interrupted("stopped; the same command goes on from there") from error
 
     def say(self, text: str) -> None:
         """Show one line."""

@@ -161,9 +161,7 @@ class SgdSettings(Settings):
 class ClassifierSettings(Settings):
     """One classifier training."""
 
-    network: Annotated[str, Field(pattern=r"^(wrn-\d+-\d+|resnet50)$", description="wrn-DEPTH-WIDTH or resnet50")] = (
-        "wrn-16-8"
-    )
+    network: Annotated[str, Field(description="wrn-DEPTH-WIDTH or resnet50")] = "wrn-16-8"
     dropout: Annotated[float, Field(ge=0, lt=1, description="inside the blocks of a wide ResNet")] = 0.3
     side: Annotated[int, Field(ge=16, description="image side the classifier works at, pixels")] = 32
     optimizer: SgdSettings = SgdSettings()
@@ -173,9 +171,11 @@ class ClassifierSettings(Settings):
 
     @model_validator(mode="after")
     def _network_exists(self) -> "ClassifierSettings":
-        kind, *numbers = self.network.split("-")
-        if kind == "wrn":
-            depth, width = map(int, numbers)
+        if self.network != "resnet50":
+            form = re.fullmatch(r"wrn-(\d+)-(\d+)", self.network)
+            if form is None:
+                raise ValueError(f"network '{self.network}' is not known: wrn-DEPTH-WIDTH (as wrn-16-8) or resnet50")
+            depth, width = map(int, form.groups())
             if depth < 10 or (depth - 4) % 6 or width < 1:
                 raise ValueError(
                     f"network '{self.network}' does not exist: the depth is one of 10, 16, 22, 28, 34, ... (6n + 4) "

@@ -68,7 +68,7 @@ def import_dataset(
     tell = progress or (lambda stage, done, total: None)
     _check_options(size, holdout, segment_side, workers)
     store = Store(dst)
-    _check_apart(src, store)
+    check_apart(src, store)
     with open_source(src) as source:
         if not source.items:
             raise UserError(
@@ -121,7 +121,8 @@ def _check_options(size: int | None, holdout: float, segment_side: int | None, w
         raise UserError(f"workers {workers} is below 1")
 
 
-def _check_apart(src: str | Path, store: Store) -> None:
+def check_apart(src: str | Path, store: Store) -> None:
+    """Raise UserError where a destination lies inside the source, which it would become a part of."""
     folder = store.local_path()
     if folder and "://" not in str(src) and folder.resolve().is_relative_to(Path(src).resolve()):
         raise UserError(f"the destination {folder} lies inside the source {src}; choose a folder outside of it")

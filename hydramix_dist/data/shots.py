@@ -56,7 +56,7 @@ def split_validation(labels: Rows, share: float, seed: int) -> tuple[Rows, Rows]
     if counts.min() < _LEAST_FOR_VALIDATION:
         raise UserError(
             f"a validation part needs at least {_LEAST_FOR_VALIDATION} images of each class, the subset has one with "
-            f"{counts.min()}; raise shots, or set validation to 0 and choose settings at a larger number of shots"
+            f"{counts.min()}; set validation to 0, or give more images (and shots)"
         )
     keys = uniform(seed, "validation part", np.arange(len(labels)), 1)[:, 0].numpy()
     held = []

@@ -5,6 +5,7 @@ other initial weights, judged on the same test images. The family that Holm's co
 arm with mixing against every arm without, and every other arm against the baseline. The choice of family is ours.
 """
 
+import itertools
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -16,6 +17,7 @@ LEVEL = 0.95
 MIN_SEEDS = 3  # with two, a t interval has one degree of freedom and says next to nothing
 FEW_SEEDS = 5
 FEW_SEEDS_NOTE = "few seeds"
+OUTSIDE_NOTE = "for information, outside the corrected family"
 # Accuracies are counts divided by counts: differences that are equal but for rounding count as equal.
 _EQUAL = 1e-9
 
@@ -30,16 +32,19 @@ def summarize(arms: Sequence[ArmInfo], runs: Sequence[RunResult]) -> tuple[ArmSu
 
 
 def compare(arms: Sequence[ArmInfo], runs: Sequence[RunResult]) -> tuple[PairResult, ...]:
-    """Return every comparison of the family at each N over the seeds both arms have, with Holm's correction.
+    """Return a comparison of each pair of arms at each N over the seeds both have; the family's with Holm's correction.
 
-    A comparison without a common seed is left out. One without a p-value (fewer than 3 seeds, or differences that are
-    all equal) says why in its note and does not count in the correction.
+    The family comes first; the pairs outside it (two arms with mixing, two without) are for information and their
+    note says so. A comparison without a common seed is left out. One without a p-value (fewer than 3 seeds, or
+    differences that are all equal) says why in its note and does not count in the correction.
     """
     results: list[PairResult] = []
     for shots in sorted({run.shots for run in runs}):
         accuracy = {(run.arm, run.seed): run.accuracy for run in runs if run.shots == shots}
-        pairs = [_pair(accuracy, arm, reference, shots) for arm, reference in comparisons(arms)]
-        results += _corrected([pair for pair in pairs if pair is not None])
+        family = [_pair(accuracy, arm, reference, shots) for arm, reference in comparisons(arms)]
+        others = [_pair(accuracy, arm, reference, shots) for arm, reference in _other_pairs(arms)]
+        results += _corrected([pair for pair in family if pair is not None])
+        results += [_outside(pair) for pair in others if pair is not None]
     return tuple(results)
 
 
@@ -61,6 +66,19 @@ def comparisons(arms: Sequence[ArmInfo]) -> Iterator[tuple[str, str]]:
         if frozenset((arm, reference)) not in seen:
             seen.add(frozenset((arm, reference)))
             yield arm, reference
+
+
+def _other_pairs(arms: Sequence[ArmInfo]) -> Iterator[tuple[str, str]]:
+    """Yield the pairs of arms that are not in the family, the later arm of each against the earlier."""
+    family = {frozenset(pair) for pair in comparisons(arms)}
+    for first, second in itertools.combinations(arms, 2):
+        if frozenset((first.name, second.name)) not in family:
+            yield second.name, first.name
+
+
+def _outside(pair: PairResult) -> PairResult:
+    notes = (pair.note, OUTSIDE_NOTE)
+    return pair.model_copy(update={"note": "; ".join(note for note in notes if note)})
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -13,6 +13,7 @@ from torch import Tensor
 from hydramix_dist.config.schema import Augmentation
 from hydramix_dist.data.dataset import Dataset
 from hydramix_dist.data.draws import derived_seed, integers, uniform
+from hydramix_dist.data.manifest import MANIFEST
 from hydramix_dist.data.shots import ShotSet, load_shots
 from hydramix_dist.errors import UserError
 from hydramix_dist.mixing.mixer import Mixer
@@ -68,9 +69,9 @@ class HydraMixTransform:
         """
         store = _generator_folder(Store(run))
         generator = load_generator(store)
-        url = data or read_run(store)["facts"].get("data_url")
-        if url is None:
-            raise UserError(f"{store.url} does not say where its images lie; give data=, the imported image set")
+        url = data or read_run(store)["facts"]["data_url"]
+        if data is None and not Store(url).exists(MANIFEST):
+            raise UserError(f"the image set of this run is not at {url} any more; give data=, where it lies now")
         dataset = Dataset.open(url)
         if dataset.fingerprint != generator.identity["data"]:
             raise UserError(f"{url} is not the image set that the generator in {store.url} was trained on")
@@ -82,11 +83,16 @@ class HydraMixTransform:
     def __call__(self, images_BCHW: Tensor, labels_B: Tensor) -> tuple[Tensor, Tensor]:
         """Return a batch of the same shape, dtype, range and device.
 
-        Floats are taken for [-1, 1], uint8 for 0..255. Raises UserError for images that are not square or have not
-        three channels, and for a label that the subset does not know.
+        Floats are taken for [-1, 1], uint8 for 0..255; labels are integers [B]. Raises UserError for images that are
+        not square or have not three channels, for labels of another form, and for one that the subset does not know.
         """
         if images_BCHW.ndim != 4 or images_BCHW.shape[1] != 3 or images_BCHW.shape[2] != images_BCHW.shape[3]:
             raise UserError(f"images have shape {tuple(images_BCHW.shape)}; give square colour images [B, 3, S, S]")
+        if labels_B.shape != images_BCHW.shape[:1] or labels_B.is_floating_point() or not len(labels_B):
+            raise UserError(
+                f"labels have shape {tuple(labels_B.shape)} and type {labels_B.dtype}; give one whole number for "
+                f"each of the {len(images_BCHW)} images, at least one"
+            )
         step, first = self._batches, self._images
         self._batches, self._images = step + 1, first + len(images_BCHW)
         if float(uniform(self._seed, "share", [step], 1)) >= self._share:

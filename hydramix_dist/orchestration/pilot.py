@@ -11,7 +11,7 @@ from hydramix_dist.config.load import dump
 from hydramix_dist.config.schema import PilotSettings
 from hydramix_dist.data.builtin import build_photo_patches, licence_text
 from hydramix_dist.data.dataset import Dataset
-from hydramix_dist.data.importer import import_dataset
+from hydramix_dist.data.importer import check_apart, import_dataset
 from hydramix_dist.data.overview import describe
 from hydramix_dist.data.pool import usable_cores
 from hydramix_dist.data.shots import load_shots
@@ -85,6 +85,15 @@ def open_data(source: str | None, out: Store, display: Display) -> Dataset:
     return Dataset.open(target)
 
 
+def _check_source(source: str | None, out: Store) -> None:
+    """Refuse a source before anything is written: one that is not there and was not imported, or that holds `out`."""
+    if source is None or _was_imported(source, out):
+        return
+    if not Store(source).exists():
+        raise UserError(f"{source} does not exist; give a folder with one sub-folder a class, or a zip or tar of one")
+    check_apart(source, out)
+
+
 def _was_imported(source: str, out: Store) -> bool:
     return (
         out.exists("run.json") and out.exists("data/manifest.json") and read_run(out)["facts"].get("source") == source
@@ -97,6 +106,7 @@ def run_pilot(source: str | None, settings: PilotSettings, preset: str | None, o
     Raises Interrupted when asked to stop, UserError for bad input, for a folder that holds another run, and where
     another process is running in it.
     """
+    _check_source(source, out)
     with exclusively(out):
         facts = environment.facts(settings.runtime, prepare_device(settings.runtime))
         dataset = open_data(source, out, display)

@@ -209,8 +209,8 @@ def _work(pipe: Connection, stop_flag: Any, main_process: int) -> None:
         return leaving or bool(stop_flag.value) or os.getppid() != main_process
 
     signal.signal(signal.SIGTERM, leave)
-    # A pipe that ends or breaks: the main process is gone, or waits for nothing more.
-    with contextlib.suppress(EOFError, BrokenPipeError):
+    # A pipe that ends, breaks or is reset: the main process is gone, or waits for nothing more.
+    with contextlib.suppress(EOFError, OSError):
         while not leaving:
             pipe.send(_carry_out(pipe.recv(), pipe, should_stop))
 
@@ -224,7 +224,7 @@ def _carry_out(task: Task, pipe: Connection, should_stop: Callable[[], bool]) ->
         now = time.monotonic()
         if now - last > 0.25 or images >= total:
             last = now
-            with contextlib.suppress(BrokenPipeError):  # nobody is there to see it, but the task must still save
+            with contextlib.suppress(OSError):  # nobody is there to see it, but the task must still save
                 pipe.send(("progress", (images, total)))
 
     try:

@@ -14,6 +14,7 @@ from hydramix_dist.store.store import Store, disk_errors_as_answers
 
 SCHEMA_VERSION = 1
 _log = logging.getLogger("hydramix")
+_LOST = "what this folder holds cannot be told any more: choose another folder, or delete this one"
 State = Literal["running", "succeeded", "failed"]
 
 
@@ -81,15 +82,17 @@ def read_run(store: Store) -> dict[str, Any]:
             f"{store.url} holds no run (no run.json); give the folder that a command named at its end"
         ) from error
     except ValueError as error:
-        raise UserError(f"{store.path('run.json')} is damaged: {error}") from error
+        raise UserError(f"{store.path('run.json')} is damaged ({error}); {_LOST}") from error
     version = record.get("schema_version") if isinstance(record, dict) else None
     if not isinstance(version, int):
-        raise UserError(f"{store.path('run.json')} is damaged: it is no record of a run")
+        raise UserError(f"{store.path('run.json')} is damaged (it is no record of a run); {_LOST}")
     if version > SCHEMA_VERSION:
         raise UserError(
             f"{store.path('run.json')} was made by a newer version (schema {version}, this one reads up to "
             f"{SCHEMA_VERSION}); update hydramix_dist"
         )
+    if not record.keys() >= {"kind", "identity", "facts"}:
+        raise UserError(f"{store.path('run.json')} is damaged (a part of it is missing); {_LOST}")
     return dict(record)
 
 
@@ -129,8 +132,8 @@ def exclusively(store: Store) -> Iterator[None]:
 
 
 def _warn_of_changed_facts(old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
-    # Where the data lies is no matter: the identity has its fingerprint.
-    difference = _first_difference({**old["facts"], "data_url": None}, {**new["facts"], "data_url": None})
+    no_matter = dict.fromkeys(("data_url", "source", "preset"))  # the identity has fingerprint and settings
+    difference = _first_difference({**old["facts"], **no_matter}, {**new["facts"], **no_matter})
     if difference:
         _log.warning(
             "this run began elsewhere or otherwise: %s; it goes on, but its numbers may differ in the last bits",

@@ -18,6 +18,8 @@ import fsspec
 
 from hydramix_dist.errors import UserError
 
+# "memory" is for the tests: it stands for all that is not this machine's disk.
+_SERVED = ("file", "local", "memory")
 _TEMPORARY = ".partial-"
 
 
@@ -25,7 +27,12 @@ class Store:
     """Objects under one folder URL, named by relative paths with forward slashes."""
 
     def __init__(self, url: str | os.PathLike[str]) -> None:
-        """Bind to a folder; nothing is read or created. Raises UserError for a URL whose scheme is unknown."""
+        """Bind to a folder; nothing is read or created. Raises UserError for a URL that is not served."""
+        protocol = fsspec.utils.get_protocol(os.fspath(url))
+        if protocol not in _SERVED:
+            raise UserError(
+                f"'{url}': storage of kind '{protocol}' is not served yet; give a folder on this machine's disk"
+            )
         try:
             self._fs, root = fsspec.core.url_to_fs(os.fspath(url))
         except (ValueError, ImportError) as error:
@@ -184,6 +191,7 @@ def disk_errors_as_answers(full: str) -> Iterator[None]:
             errno.EROFS: "the disk is read-only; choose another folder",
             errno.EACCES: "no permission to write there; choose another folder or mend its rights",
             errno.EPERM: "no permission to write there; choose another folder or mend its rights",
+            errno.ENOENT: "such a folder cannot be made there; choose another folder",
             errno.ENOTDIR: not_a_folder,
             errno.EEXIST: not_a_folder,
             errno.EISDIR: "a folder of that name is there; choose another name or remove it",

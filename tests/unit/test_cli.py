@@ -313,3 +313,27 @@ def test_paths_stay_whole_in_a_pipe(finished_pilot: FinishedPilot) -> None:
     shown = tiny.hydramix("pilot", "--resume", "--out", finished_pilot.run, env={**os.environ, "COLUMNS": "40"})
     for name in ("report.html", "results.json", "run.json"):
         assert any(line.endswith(f" {finished_pilot.run}/{name}") for line in shown.stdout.splitlines())
+
+
+def test_a_refused_source_leaves_no_folder_behind(cli: Cli, tmp_path: Path) -> None:
+    tiny.image_folder(tmp_path / "images", {"a": 3, "b": 3}, test=1)
+    assert "does not exist" in cli.refuses("pilot", tmp_path / "nowhere", "--out", tmp_path / "run")
+    assert "lies inside the source" in cli.refuses("pilot", tmp_path / "images", "--out", tmp_path / "images" / "run")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["images"]
+    assert sorted(path.name for path in (tmp_path / "images").iterdir()) == ["test", "train"]
+
+
+def test_a_damaged_result_of_a_training_is_named_with_the_way_out(cli: Cli, finished_pilot: FinishedPilot) -> None:
+    shutil.copytree(finished_pilot.run, "run")
+    Path("run/report.html").unlink()
+    result = next(Path("run/classifiers").glob("baseline-*/result.json"))
+    result.write_text("{")
+    command = ("pilot", finished_pilot.images, "--preset", finished_pilot.preset, "--out", "run")
+    said = cli.refuses(*command)
+    assert str(result) in said and "delete it and run the command again" in said
+
+
+def test_one_pilots_page_goes_where_it_is_asked_to(cli: Cli, finished_pilot: FinishedPilot, tmp_path: Path) -> None:
+    code, out, _ = cli("report", finished_pilot.run, "--out", tmp_path / "pages")
+    assert code == 0 and str(tmp_path / "pages" / "report.html") in out
+    assert (tmp_path / "pages" / "report.html").read_text() == (finished_pilot.run / "report.html").read_text()

@@ -231,7 +231,7 @@ def test_a_broken_override_is_an_answer(assignment: str, said: str) -> None:
             {"classifier": {"optimizer": {"lr": float("nan")}}},
             "'classifier.optimizer.lr': input should be a finite number",
         ),
-        ({"classifier": {"network": "resnet18"}}, "'classifier.network': "),
+        ({"classifier": {"network": "resnet18"}}, "network 'resnet18' is not known: wrn-DEPTH-WIDTH"),
         ({"classifier": None}, "'classifier': a section of keys is needed, one value was given (given: None)"),
         ({"arms": ["baseline"]}, "'arms': a section of keys is needed"),
         ({"arms": {}}, "'arms': "),

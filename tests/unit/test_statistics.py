@@ -128,3 +128,14 @@ def test_summaries_leave_out_arms_without_runs():
         ("baseline", 5),
         ("hydramix", 10),
     ]
+
+
+def test_every_pair_of_arms_is_compared_and_those_outside_the_family_leave_its_correction_alone():
+    values = {name: [0.5 + 0.01 * i, 0.52 + 0.013 * i, 0.61 - 0.004 * i] for i, name in enumerate(ARMS)}
+    pairs = compare(ARM_INFOS, [r for name, v in values.items() for r in runs(name, v)])
+    assert len({frozenset((p.arm, p.reference)) for p in pairs}) == len(pairs) == math.comb(len(ARMS), 2)
+    family = [p for p in pairs if (p.arm, p.reference) in set(comparisons(ARM_INFOS))]
+    outside = [p for p in pairs if p not in family]
+    assert ("hydramix", "chimeramix") in {(p.arm, p.reference) for p in outside}
+    assert all(p.p_holm is None and p.p_value is not None and "outside" in str(p.note) for p in outside)
+    assert [p.p_holm for p in family] == pytest.approx(holm([p.p_value for p in family if p.p_value is not None]))

@@ -232,3 +232,9 @@ def test_a_full_disk_is_an_answer_and_costs_nothing_done(tiny_disk: Path) -> Non
     assert [path.name for path in tiny_disk.iterdir()] == ["kept"]
     assert store.read("kept") == b"old"
     store.put("small", b"fits again")
+
+
+@pytest.mark.parametrize("url", ["s3://bucket/folder", "https://host/folder"])
+def test_storage_that_is_not_served_yet_is_said(url: str) -> None:
+    with pytest.raises(UserError, match="is not served yet; give a folder on this machine's disk"):
+        Store(url)

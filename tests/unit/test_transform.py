@@ -28,3 +28,19 @@ def test_a_classifiers_generator_lies_beside_it_on_object_stores_too() -> None:
     Store("memory://transform/copied").put("run.json", json.dumps(record).encode())
     with pytest.raises(UserError, match="no generator of its own"):
         HydraMixTransform.from_run("memory://transform/copied")
+
+
+@pytest.mark.parametrize("labels", [torch.zeros(3).long(), torch.zeros(4, 1).long(), torch.zeros(4)])
+def test_labels_of_another_form_are_said(labels: torch.Tensor) -> None:
+    mix = HydraMixTransform(tiny.trained_generator(), tiny.shot_set(), share=1.0)
+    with pytest.raises(UserError, match="one whole number for each of the 4 images"):
+        mix(torch.zeros(4, 3, 32, 32, dtype=torch.uint8), labels)
+    with pytest.raises(UserError, match="at least one"):
+        mix(torch.zeros(0, 3, 32, 32), torch.zeros(0).long())
+
+
+def test_the_callers_generator_stays_as_it_is() -> None:
+    generator = tiny.trained_generator()
+    before = [parameter.data_ptr() for parameter in generator.network.parameters()]
+    HydraMixTransform(generator, tiny.shot_set(), share=1.0)
+    assert [parameter.data_ptr() for parameter in generator.network.parameters()] == before
