@@ -108,6 +108,7 @@ class PairResult(Record):
     p_holm: Annotated[float | None, Field(description="p_value corrected by Holm over the comparisons at this N")] = (
         None
     )
+    in_family: Annotated[bool, Field(description="false: for information, not among the corrected comparisons")] = True
     note: str | None = None
 
 

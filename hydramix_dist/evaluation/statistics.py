@@ -17,7 +17,6 @@ LEVEL = 0.95
 MIN_SEEDS = 3  # with two, a t interval has one degree of freedom and says next to nothing
 FEW_SEEDS = 5
 FEW_SEEDS_NOTE = "few seeds"
-OUTSIDE_NOTE = "for information, outside the corrected family"
 # Accuracies are counts divided by counts: differences that are equal but for rounding count as equal.
 _EQUAL = 1e-9
 
@@ -34,8 +33,8 @@ def summarize(arms: Sequence[ArmInfo], runs: Sequence[RunResult]) -> tuple[ArmSu
 def compare(arms: Sequence[ArmInfo], runs: Sequence[RunResult]) -> tuple[PairResult, ...]:
     """Return a comparison of each pair of arms at each N over the seeds both have; the family's with Holm's correction.
 
-    The family comes first; the pairs outside it (two arms with mixing, two without) are for information and their
-    note says so. A comparison without a common seed is left out. One without a p-value (fewer than 3 seeds, or
+    The family comes first; the pairs outside it (two arms with mixing, two without) are for information and have no
+    corrected p-value. A comparison without a common seed is left out. One without a p-value (fewer than 3 seeds, or
     differences that are all equal) says why in its note and does not count in the correction.
     """
     results: list[PairResult] = []
@@ -44,7 +43,7 @@ def compare(arms: Sequence[ArmInfo], runs: Sequence[RunResult]) -> tuple[PairRes
         family = [_pair(accuracy, arm, reference, shots) for arm, reference in comparisons(arms)]
         others = [_pair(accuracy, arm, reference, shots) for arm, reference in _other_pairs(arms)]
         results += _corrected([pair for pair in family if pair is not None])
-        results += [_outside(pair) for pair in others if pair is not None]
+        results += [pair.model_copy(update={"in_family": False}) for pair in others if pair is not None]
     return tuple(results)
 
 
@@ -74,11 +73,6 @@ def _other_pairs(arms: Sequence[ArmInfo]) -> Iterator[tuple[str, str]]:
     for first, second in itertools.combinations(arms, 2):
         if frozenset((first.name, second.name)) not in family:
             yield second.name, first.name
-
-
-def _outside(pair: PairResult) -> PairResult:
-    notes = (pair.note, OUTSIDE_NOTE)
-    return pair.model_copy(update={"note": "; ".join(note for note in notes if note)})
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
