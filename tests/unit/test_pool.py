@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 import tiny
+from pool_jobs import Job
 
 from hydramix_dist.errors import Interrupted, UserError
 from hydramix_dist.orchestration.pool import ATTEMPTS, Ended, Stop, run_tasks
-from jobs import Job
 
 Seen = list[tuple[str, int, int]]
 
@@ -128,7 +128,7 @@ MAIN = """
 import sys
 sys.path.insert(0, sys.argv[1])
 from pathlib import Path
-from jobs import Job
+from pool_jobs import Job
 from hydramix_dist.orchestration.pool import Stop, run_tasks
 if __name__ == "__main__":
     folder = Path(sys.argv[2])
