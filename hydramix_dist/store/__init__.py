@@ -1,4 +1,4 @@
-"""Every path of the program: files at any fsspec URL, and run folders in them."""
+"""Every path of the program: files behind fsspec, and run folders in them."""
 
 from hydramix_dist.store.store import Store
 

@@ -1,4 +1,4 @@
-"""A folder at any fsspec URL, in which objects are complete or absent.
+"""A folder behind fsspec, in which objects are complete or absent; local disks are served, object storage is not yet.
 
 Local folders are served through the operating system, so that a put is a rename within one file system; any
 other URL goes to fsspec as one whole put, and object stores show an object only once it is whole.
