@@ -154,3 +154,12 @@ def test_gradient_reaches_each_image_where_the_mask_shows_it_and_the_mask_itself
     assert f_BKDhw.grad is not None and m_BKhw.grad is not None
     torch.testing.assert_close(f_BKDhw.grad, m_BKhw.detach()[:, :, None].expand_as(f_BKDhw))
     torch.testing.assert_close(m_BKhw.grad, f_BKDhw.detach().sum(dim=2))
+
+
+def test_shares_of_a_cell_stay_a_partition_under_bf16() -> None:
+    """Features that are the same in all sources come out as they are, whatever the shares."""
+    f_BDhw = torch.linspace(-3, 3, 2 * 4 * 5 * 5).view(2, 4, 5, 5).bfloat16()
+    shares_BKhw = torch.rand(2, 3, 5, 5, generator=torch.Generator().manual_seed(0)).softmax(1)
+    fused_BDhw = mix_features(f_BDhw[:, None].expand(-1, 3, -1, -1, -1), shares_BKhw)
+    assert fused_BDhw.dtype == torch.bfloat16
+    assert torch.equal(fused_BDhw, f_BDhw)
