@@ -1,5 +1,7 @@
-"""Fixtures that cost seconds, made once a session wherever they are used: a tiny data set and a finished tiny pilot."""
+"""Fixtures that several folders of tests share: a tiny data set and a finished pilot, made once, and a tiny disk."""
 
+import subprocess
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -64,3 +66,16 @@ def dataset(data_url: str) -> Dataset:
 def finished_pilot(tmp_path_factory: pytest.TempPathFactory) -> FinishedPilot:
     """A finished pilot of two arms and two seeds on these images. Nobody may change its folder."""
     return _pilot(tmp_path_factory.getbasetemp())
+
+
+@pytest.fixture
+def tiny_disk(tmp_path: Path) -> Iterator[Path]:
+    """A real file system of 1 MiB, for tests marked `service`: mounting it needs root."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
+    done = subprocess.run(mount, capture_output=True, text=True, check=False)
+    if done.returncode:
+        pytest.skip(f"cannot mount a tiny file system (needs root): {done.stderr.strip()}")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)

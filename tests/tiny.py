@@ -15,7 +15,7 @@ import yaml
 from PIL import Image
 from torch import Tensor
 
-from hydramix_dist.checkpoint import load_newest, weights_digest
+from hydramix_dist.checkpoint import EngineState, load_newest, weights_digest
 from hydramix_dist.config.load import build
 from hydramix_dist.config.schema import ClassifierSettings, GeneratorSettings, RuntimeSettings
 from hydramix_dist.data.draws import uniform
@@ -26,8 +26,8 @@ from hydramix_dist.models.generator import Generator
 from hydramix_dist.models.trained import TrainedGenerator
 from hydramix_dist.store import Store
 from hydramix_dist.telemetry import JsonlSink, Recorder
-from hydramix_dist.training.classifier import ClassifierInputs, HeldOut, train_classifier
-from hydramix_dist.training.generator import generator_identity, train_generator
+from hydramix_dist.training.classifier import ClassifierInputs, ClassifierTraining, HeldOut, train_classifier
+from hydramix_dist.training.generator import GeneratorTraining, generator_identity, train_generator
 from hydramix_dist.training.loop import Context
 
 SIDE = 32
@@ -140,6 +140,29 @@ def run_generator(
     settings, shots = settings or generator_settings(), shots or shot_set()
     identity = generator_identity("data", shots.ids, 5, settings)
     return train_generator(shots, settings, 5, identity, "nowhere", context(folder, "generator", runtime, should_stop))
+
+
+def generator_training(
+    settings: GeneratorSettings | None = None,
+    shots: ShotSet | None = None,
+    runtime: RuntimeSettings = RUNTIME,
+    states: Mapping[str, EngineState] | None = None,
+) -> GeneratorTraining:
+    """Return a generator training at its first step, outside any folder."""
+    return GeneratorTraining(
+        settings or generator_settings(), runtime, shots or shot_set(), 5, torch.device("cpu"), states or {}
+    )
+
+
+def classifier_training(
+    settings: ClassifierSettings | None = None,
+    inputs: ClassifierInputs | None = None,
+    runtime: RuntimeSettings = RUNTIME,
+) -> ClassifierTraining:
+    """Return a classifier training at its first step, outside any folder."""
+    return ClassifierTraining(
+        settings or classifier_settings(), runtime, inputs or classifier_inputs(), 5, torch.device("cpu"), {}
+    )
 
 
 def classifier_inputs(mixed: bool = True, validation: bool = False, bf16: bool = False) -> ClassifierInputs:
@@ -260,8 +283,12 @@ def start_hydramix(*arguments: str | Path, **options: Any) -> subprocess.Popen[s
     """Start the command line in a session of its own."""
     return subprocess.Popen(
         [str(HYDRAMIX), *map(str, arguments)],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True, **options,
-    )  # fmt: skip
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        **options,
+    )
 
 
 def measured(run: Path) -> dict[tuple[str, int, int], Any]:

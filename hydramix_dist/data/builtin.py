@@ -164,9 +164,13 @@ def _cut_window(
     fine = SIDE * _FINE
     step, back = window / fine, window / 2
     affine = (
-        cos * step, -sin * step, x - (cos - sin) * back,
-        sin * step, cos * step, y - (sin + cos) * back,
-    )  # fmt: skip
+        cos * step,
+        -sin * step,
+        x - (cos - sin) * back,
+        sin * step,
+        cos * step,
+        y - (sin + cos) * back,
+    )
     cut = grey.transform((fine, fine), Image.Transform.AFFINE, affine, Image.Resampling.BILINEAR).reduce(_FINE)
     box = (math.floor(x - reach), math.floor(y - reach), math.ceil(x + reach), math.ceil(y + reach))
     return np.asarray(cut, np.float64), box

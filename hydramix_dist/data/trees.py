@@ -23,11 +23,24 @@ from typing import IO
 from hydramix_dist.data.decode import MAX_BYTES, Refusal
 from hydramix_dist.data.manifest import Refused
 from hydramix_dist.errors import UserError
+from hydramix_dist.store.store import disk_errors_as_answers
 
 Reader = Callable[[], bytes]
 _SPOOL = 512 * 2**20
 # A compressed tar is unpacked as a whole. Images hardly shrink, raw pixels by a few times: more than this is a bomb.
 _SLACK, _RATIO = 2**30, 50
+# How the libraries say that an archive is broken or of a kind they do not read: OSError is bz2's, ValueError a name's
+# encoding, RuntimeError an encrypted member or an unknown version of zip.
+_BROKEN_ARCHIVE = (
+    zipfile.BadZipFile,
+    tarfile.TarError,
+    OSError,
+    EOFError,
+    ValueError,
+    RuntimeError,
+    zlib.error,
+    lzma.LZMAError,
+)
 
 
 @dataclass
@@ -72,17 +85,7 @@ def open_tree(path: Path, stack: ExitStack) -> Tree:
         if zipfile.is_zipfile(path):
             return _zip(path, stack)
         return _tar(path, stack)
-    # Broken archives fail in many ways: OSError is bz2's, ValueError a name's encoding, NotImplementedError a version.
-    except (
-        zipfile.BadZipFile,
-        tarfile.TarError,
-        EOFError,
-        OSError,
-        ValueError,
-        NotImplementedError,
-        zlib.error,
-        lzma.LZMAError,
-    ) as error:
+    except _BROKEN_ARCHIVE as error:
         raise UserError(
             f"'{path}' is neither a folder nor a whole zip or tar archive ({error}); "
             "give a folder with one sub-folder a class, or a zip or tar of one"
@@ -200,15 +203,7 @@ def _read_zip(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes:
     _check_size(member.file_size)
     try:
         return archive.read(member)
-    except (
-        OSError,
-        RuntimeError,
-        zipfile.BadZipFile,
-        NotImplementedError,
-        zlib.error,
-        EOFError,
-        lzma.LZMAError,
-    ) as error:
+    except _BROKEN_ARCHIVE as error:
         raise Refusal(f"unreadable in the archive ({error})") from error
 
 
@@ -220,7 +215,8 @@ def _tar_stream(path: Path, stack: ExitStack) -> IO[bytes]:
     for magic, opener in ((b"\x1f\x8b", gzip.open), (b"BZh", bz2.open), (b"\xfd7zXZ\x00", lzma.open)):
         if head.startswith(magic):
             spool = stack.enter_context(tempfile.SpooledTemporaryFile(max_size=_SPOOL))  # noqa: SIM115
-            with opener(stream, "rb") as packed:
+            # A full disk is not the archive's fault, and must not be told as one.
+            with opener(stream, "rb") as packed, disk_errors_as_answers(tempfile.gettempdir()):
                 _unpack(packed, spool, _SLACK + _RATIO * path.stat().st_size)
             spool.seek(0)
             return spool

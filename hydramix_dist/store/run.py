@@ -98,14 +98,15 @@ def read_run(store: Store) -> dict[str, Any]:
 
 def read_status(store: Store) -> dict[str, Any]:
     """Return `status.json`, or an empty mapping where there is none yet. Raises UserError where it is damaged."""
-    if not store.exists("status.json"):
-        return {}
+    return read_json(store, "status.json") if store.exists("status.json") else {}
+
+
+def read_json(store: Store, path: str) -> dict[str, Any]:
+    """Return a JSON mapping that the run's command can write anew. Raises UserError where it is damaged."""
     try:
-        return dict(json.loads(store.read("status.json")))
+        return dict(json.loads(store.read(path)))
     except (ValueError, TypeError) as error:
-        raise UserError(
-            f"{store.path('status.json')} is damaged ({error}); delete it and run the command again"
-        ) from error
+        raise UserError(f"{store.path(path)} is damaged ({error}); delete it and run the command again") from error
 
 
 @contextlib.contextmanager

@@ -7,9 +7,7 @@ from typing import Any
 import torch
 
 from hydramix_dist.checkpoint import EngineState, load_newest
-from hydramix_dist.errors import UserError
-from hydramix_dist.store import Store
-from hydramix_dist.store.run import RunFolder
+from hydramix_dist.store.run import RunFolder, read_json
 from hydramix_dist.training import environment
 from hydramix_dist.training.loop import Context, Length, Outcome, Training, prepare_device, run
 
@@ -32,7 +30,7 @@ def train_in_folder(
     facts = environment.facts(context.runtime, device) | {"data_url": data_url}
     folder = RunFolder.begin(context.store, kind, identity, facts)
     if context.store.exists("result.json"):
-        result = _read_result(context.store)
+        result = read_json(context.store, "result.json")
         folder.succeed()
         return result
     environment.reset_peak_memory(device)
@@ -52,12 +50,3 @@ def train_in_folder(
         raise
     folder.succeed()
     return result
-
-
-def _read_result(store: Store) -> dict[str, Any]:
-    try:
-        return dict(json.loads(store.read("result.json")))
-    except (ValueError, TypeError) as error:
-        raise UserError(
-            f"{store.path('result.json')} is damaged ({error}); delete it and run the command again"
-        ) from error

@@ -5,7 +5,6 @@ import json
 import os
 import signal
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -94,9 +93,16 @@ def test_typed_again_says_finished_and_touches_nothing(finished_pilot: FinishedP
 def test_other_settings_in_its_folder_are_refused_with_the_key(finished_pilot: FinishedPilot) -> None:
     run, before = finished_pilot.run, files(finished_pilot.run)
     refused = tiny.hydramix(
-        "pilot", finished_pilot.images, "--preset", finished_pilot.preset, "--out", run,
-        "--set", "classifier.batch=8", check=2,
-    )  # fmt: skip
+        "pilot",
+        finished_pilot.images,
+        "--preset",
+        finished_pilot.preset,
+        "--out",
+        run,
+        "--set",
+        "classifier.batch=8",
+        check=2,
+    )
     (sentence,) = (line for line in refused.stderr.splitlines() if line.startswith("error:"))
     assert "settings.classifier.batch was 4, now 8" in sentence and "choose another folder" in sentence
     assert "Traceback" not in refused.stderr
@@ -213,21 +219,6 @@ def test_stopped_before_any_classifier_leaves_a_page_that_says_so(
     results = load_results(Store(run))
     assert results.runs == () and len(results.missing) == 2
     assert (run / "report.html").exists()
-
-
-@pytest.fixture
-def tiny_disk(tmp_path: Path) -> Iterator[Path]:
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    if os.getuid() != 0:
-        pytest.skip("needs root: mounts a tiny file system")
-    done = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)], capture_output=True, text=True, check=False
-    )
-    if done.returncode:
-        pytest.skip(f"cannot mount a tiny file system: {done.stderr.strip()}")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
 
 
 @pytest.mark.service

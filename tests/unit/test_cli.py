@@ -83,7 +83,7 @@ def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp
         (["one"], "one"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
-)  # fmt: skip
+)
 def test_bad_input_of_a_pilot(cli: Cli, tmp_path: Path, options: list[str], said: str) -> None:
     (tmp_path / "empty").mkdir()
     tiny.image_folder(tmp_path / "one", {"only": 3}, test=1)
@@ -227,9 +227,11 @@ def test_mix_sets_k_in_a_section_that_generators_share_without_changing_the_othe
 def test_default_folder_is_the_same_for_the_same_call_and_another_for_another() -> None:
     same = [_default_out("a/b.zip", "quick", settings()) for _ in range(2)]
     others = [
-        _default_out("a/c.zip", "quick", settings()), _default_out(None, "quick", settings()),
-        _default_out("a/b.zip", "quick", settings(shots="6")), _default_out("x/b.zip", "quick", settings()),
-    ]  # fmt: skip
+        _default_out("a/c.zip", "quick", settings()),
+        _default_out(None, "quick", settings()),
+        _default_out("a/b.zip", "quick", settings(shots="6")),
+        _default_out("x/b.zip", "quick", settings()),
+    ]
     assert same[0] == same[1] and same[0].startswith("runs/quick-b-")
     assert len({same[0], *others}) == 5
     assert all(path.startswith("runs/") for path in others)

@@ -41,8 +41,12 @@ def session(folder: Path, *options: str, **environment: str) -> str:
     env = {key: value for key, value in os.environ.items() if not key.startswith(("HYDRAMIX_", "PYTEST_"))}
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-rs", "--strict-markers", "-p", "no:cacheprovider", *options, "tests"],
-        cwd=folder, env=env | environment, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        cwd=folder,
+        env=env | environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     return done.stdout
 
 

@@ -270,12 +270,9 @@ def test_imbalance_and_small_classes_are_said(tmp_path: Path) -> None:
 
 
 @pytest.mark.shared
-def test_real_packs_raise_the_right_warnings(tmp_path: Path) -> None:
-    shared = Path(__file__).resolve().parents[2].parent / "shared" / "data"
-    if not shared.is_dir():
-        pytest.skip("the real image sets are not beside the repository")
-    steel = import_dataset(shared / "neu_det_200.zip", str(tmp_path / "steel"), segments=None)
-    tiles = import_dataset(shared / "magnetic_tile_160.zip", str(tmp_path / "tiles"), segments=None)
+def test_real_packs_raise_the_right_warnings(tmp_path: Path, shared_data: Path) -> None:
+    steel = import_dataset(shared_data / "neu_det_200.zip", str(tmp_path / "steel"), segments=None)
+    tiles = import_dataset(shared_data / "magnetic_tile_160.zip", str(tmp_path / "tiles"), segments=None)
     assert steel.side == tiles.side == 64 and not steel.refused and not tiles.refused
     flat = describe(Dataset.open(steel.url)).twins
     assert len(flat) < 10  # of 45,000 pairs of textures

@@ -17,7 +17,6 @@ from hydramix_dist.data.importer import import_dataset
 from hydramix_dist.data.shots import draw_subset, load_shots, split_validation
 from hydramix_dist.errors import UserError
 
-SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "data"
 CLASSES = st.lists(st.integers(1, 30), min_size=1, max_size=6)
 
 
@@ -52,7 +51,7 @@ def test_no_shots_are_refused() -> None:
 
 
 @pytest.mark.shared
-def test_draw_is_the_published_one() -> None:
+def test_draw_is_the_published_one(shared_data: Path) -> None:
     """The published draws are those of this function on full CIFAR-10, as far as the pack can show.
 
     The pack does not hold the labels of all 50,000 images, but every class has 5,000, so the draw gives positions in
@@ -60,9 +59,7 @@ def test_draw_is_the_published_one() -> None:
     seeds to the published indices, in the published order; the first 150 positions have known indices, and those agree
     index for index. Not shown: the joint order after the last shuffle, which was not published.
     """
-    if not SHARED.is_dir():
-        pytest.skip("the real image sets are not beside the repository")
-    with zipfile.ZipFile(SHARED / "cifar10_nshot.zip") as archive:
+    with zipfile.ZipFile(shared_data / "cifar10_nshot.zip") as archive:
         published = json.loads(archive.read("cifar10_nshot/nshot_splits.json"))
         pack = {tuple(name.split("/")[1:]) for name in archive.namelist()}
     names = list(published["first150"])

@@ -112,7 +112,7 @@ def test_state_of_another_model_is_refused() -> None:
         TorchEngine(network(), AdamSettings(), state)
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="only where there is no GPU")
-def test_a_gpu_that_is_not_there_is_an_answer() -> None:
+def test_a_gpu_that_is_not_there_is_an_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)  # also where there is one
     with pytest.raises(UserError, match="torch sees no GPU"):
         prepare_device(RuntimeSettings(device="cuda"))

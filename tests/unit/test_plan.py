@@ -86,9 +86,13 @@ def test_generator_keys_follow_what_is_trained(dataset: Dataset) -> None:
     (plain,) = generator_keys(dataset)
     assert generator_keys(dataset) == {plain}
     changes: list[dict[str, Any]] = [
-        {"mix": {"count": 2}}, {"mix": {"count": 3, "mask": {"kind": "grid"}}}, {"images": 244},
-        {"mix": {"count": 3, "mask": {"downsample": "area"}}}, {"segments": {"min_size": 61}}, {"batch": 5},
-    ]  # fmt: skip
+        {"mix": {"count": 2}},
+        {"mix": {"count": 3, "mask": {"kind": "grid"}}},
+        {"images": 244},
+        {"mix": {"count": 3, "mask": {"downsample": "area"}}},
+        {"segments": {"min_size": 61}},
+        {"batch": 5},
+    ]
     others = [generator_keys(dataset, **change) for change in changes]
     others += [generator_keys(dataset, seeds=[1]), generator_keys(dataset, shots=[2])]
     assert len({plain, *(key for keys in others for key in keys)}) == 1 + len(others)

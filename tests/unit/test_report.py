@@ -201,8 +201,15 @@ def test_row_holds_all_sources_and_the_sheet_keeps_their_pixels():
     one = sheet(4)
     labels = [tile.label for tile in tiles(one)]
     assert labels == [
-        "source 1", "source 2", "source 3", "source 4", "segments", "taken from", "mix", "nearest real, off by 13",
-    ]  # fmt: skip
+        "source 1",
+        "source 2",
+        "source 3",
+        "source 4",
+        "segments",
+        "taken from",
+        "mix",
+        "nearest real, off by 13",
+    ]
     picture = np.asarray(Image.open(io.BytesIO(sheet_png([one, sheet(2)]))))
     sample = one.sources_KHWC[3, 4:28:9, 4:28:9].reshape(-1, 3)
     assert all((picture == pixel).all(axis=-1).any() for pixel in sample)
