@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from hydramix_dist.cli.console import LiveDisplay, error_console, print_json
+from hydramix_dist.cli.options import whole_numbers
 from hydramix_dist.data.dataset import Dataset
 from hydramix_dist.data.importer import ImportReport, import_dataset
 from hydramix_dist.data.manifest import Fit
@@ -54,7 +55,7 @@ def import_command(
 
 def show_command(url: str, shots: str | None, json_: bool) -> int:
     """Show an image set; return 0."""
-    overview = describe(Dataset.open(url), _integers(shots))
+    overview = describe(Dataset.open(url), whole_numbers("--shots", shots or ""))
     if json_:
         print_json(json.dumps(_plain(overview)))
     else:
@@ -118,13 +119,6 @@ def _span(low: int, high: int) -> str:
 def _plain(value: Any) -> Any:
     """Return dataclasses and pydantic records as JSON-ready values."""
     return json.loads(json.dumps(asdict(value), default=lambda record: record.model_dump(mode="json")))
-
-
-def _integers(text: str | None) -> list[int]:
-    try:
-        return [] if text is None else [int(part) for part in text.split(",")]
-    except ValueError as error:
-        raise UserError(f"--shots '{text}' is not a list of whole numbers such as 5,10") from error
 
 
 def _read_text(path: Path) -> str:

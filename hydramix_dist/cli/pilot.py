@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from hydramix_dist.cli.console import LiveDisplay, error_console, print_json
+from hydramix_dist.cli.options import whole_numbers
 from hydramix_dist.config.load import build, configs_root, dump, override, read_yaml
 from hydramix_dist.config.schema import PilotSettings
 from hydramix_dist.errors import UserError, nearest
@@ -62,9 +63,9 @@ def _settings(
     tree: dict[str, Any] = override(ready, assignments)
     _check_new_generators(tree, ready)
     if shots is not None:
-        tree["shots"] = _integers("--shots", shots)
+        tree["shots"] = whole_numbers("--shots", shots)
     if seeds is not None:
-        given = _integers("--seeds", seeds)
+        given = whole_numbers("--seeds", seeds)
         if len(given) == 1 and "," not in seeds:
             if given[0] < 1:
                 raise UserError(f"--seeds {seeds} is no number of seeds; give 1 or more, or a list such as 0,1,2")
@@ -74,7 +75,7 @@ def _settings(
         tree["arms"] = _chosen_arms(tree.get("arms", {}), arms)
     if mix is not None:
         _set_mix(tree, mix)
-    return build(PilotSettings, tree, str(path))
+    return build(PilotSettings, tree, str(path) if tree == ready else f"{path} with the options given")
 
 
 def _preset_file(preset: str) -> Path:
@@ -99,13 +100,6 @@ def _check_new_generators(tree: dict[str, Any], ready: dict[str, Any]) -> None:
                 f"--set generators.{name}: no arm uses a generator of that name{nearest(str(name), known)}; there are "
                 f"{', '.join(sorted(known)) or 'none'}, and arms.ARM.generator={name} makes an arm use it"
             )
-
-
-def _integers(option: str, text: str) -> list[int]:
-    try:
-        return [int(part) for part in text.split(",") if part.strip()]
-    except ValueError as error:
-        raise UserError(f"{option} '{text}' is not a list of whole numbers such as 5,10") from error
 
 
 def _chosen_arms(arms: dict[str, Any], text: str) -> dict[str, Any]:

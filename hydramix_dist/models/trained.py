@@ -1,6 +1,5 @@
 """Finished models out of their run folders."""
 
-import json
 from dataclasses import dataclass
 from typing import Any
 
@@ -78,7 +77,7 @@ def _finished(store: Store, kind: str) -> tuple[dict[str, Any], EngineState]:
             f"the last checkpoint of the {kind} run in {store.url} is damaged; delete its result.json and run its "
             "command again, it trains the last stretch anew"
         )
-    return json.loads(json.dumps(record["identity"])), checkpoint.engines[kind]
+    return record["identity"], checkpoint.engines[kind]
 
 
 def _load(network: torch.nn.Module, state: EngineState, store: Store) -> None:

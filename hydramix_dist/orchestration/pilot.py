@@ -4,6 +4,7 @@ import json
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -116,12 +117,16 @@ def run_pilot(source: str | None, settings: PilotSettings, preset: str | None, o
         results: dict[str, dict[str, Any]] = {}
         try:
             warnings = _prepare(plan, settings, dataset, out, display)
-            failed = _train(plan, settings, results, display)
-            report = _write(plan, results, settings, preset, dataset, warnings, facts, out)
+            write = partial(_write, plan, results, settings, preset, dataset, warnings, facts, out)
+            try:
+                failed = _train(plan, settings, results, display)
+            except Interrupted:
+                if results:
+                    write()
+                raise
+            report = write()
         except BaseException as error:
             folder.fail(str(error) or type(error).__name__)
-            if isinstance(error, Interrupted) and results:
-                _write(plan, results, settings, preset, dataset, warnings, facts, out)
             raise
         if failed:
             folder.fail(f"{len(failed)} of {len(plan.tasks)} trainings failed")
