@@ -61,6 +61,8 @@ class LiveDisplay:
         self._share = dict.fromkeys(names, 0.0)
         self._clock = _Clock()
         self._whole = self._bars.add_task(f"all {len(names)} trainings", total=1.0)
+        if not self._console.is_terminal:  # where no bars move, the first training's end is the next sign of life
+            self.say(f"{len(names)} trainings to do")
 
     def progress(self, key: str, done: int, total: int) -> None:
         """Move one bar; a key that is no planned training (an import) gets a bar of its own."""

@@ -153,7 +153,10 @@ def _show(results: PilotResults, store: Store, json_: bool) -> int:
     _line(console, f"report    {store.path('report.html')}")
     _line(console, f"numbers   {store.path('results.json')}")
     _line(console, f"settings  {store.path('run.json')}")
-    _line(console, f"go on     hydramix pilot --resume --out {store.url}")
+    if results.missing:
+        _line(console, f"go on     hydramix pilot --resume --out {store.url}")
+    else:
+        _line(console, f"use it    hydramix predict {store.url} IMAGES")
     return 0
 
 
