@@ -56,7 +56,7 @@ def test_leaves_everything_it_promises(finished_pilot: FinishedPilot) -> None:
         assert len(subset["train"]) == len(set(subset["train"])) == 5 + 5 + 4 and subset["validation"] == []
     assert state(run) == "succeeded"
     assert all(state(folder.parent) == "succeeded" for folder in run.glob("*/*/status.json"))
-    for where in ("report.html", "results.json", "run.json", "--resume --out"):
+    for where in ("report.html", "results.json", "run.json", f"hydramix predict {finished_pilot.run} IMAGES"):
         assert where in finished_pilot.stdout
 
 
@@ -242,5 +242,6 @@ def test_failed_training_is_told_and_the_others_are_compared(finished_pilot: Fin
     done = tiny.hydramix(*command(finished_pilot, run, *options), check=1)
     assert "failed: generator hydramix" in done.stderr and "the loss is not finite" in done.stderr
     assert "not begun, for the training it needs failed" in done.stderr
+    assert f"hydramix pilot --resume --out {run}" in done.stdout
     assert [r.arm for r in load_results(Store(run)).runs] == ["baseline"]
     assert read_status(Store(run))["reason"] == "2 of 3 trainings failed"
