@@ -15,7 +15,7 @@ from hydramix_dist.data.dataset import Dataset
 from hydramix_dist.data.importer import import_dataset
 from hydramix_dist.data.shots import ShotSet, load_shots
 from hydramix_dist.mixing.compose import Composer
-from hydramix_dist.mixing.masks import masks_from_sources
+from hydramix_dist.mixing.masks import masks_from_regions
 from hydramix_dist.report.sheets import segment_picture, source_colour, source_picture
 
 SIDE, CELLS, TILE, GAP, LABEL = 64, 16, 96, 12, 18  # pixels, feature cells, and pixels of the picture
@@ -64,14 +64,14 @@ def pictures(shots: ShotSet, mix: MixSettings) -> dict[int, Image.Image]:
         )
         for rule in ("nearest", "area")
     )
-    sources = made.images_BKCHW[0].permute(0, 2, 3, 1).numpy()
+    sources = made.images_NCHW.permute(0, 2, 3, 1).numpy()
     tiles = {k: framed(image_HWC, source_colour(k)) for k, image_HWC in enumerate(sources)}
     if "segments" in mix.mask.kind:
         assert shots.segments_NHW is not None
-        layout_row = made.rows_BK[0, made.layout_B[0]]
-        map_HW = made.draws.apply_to_maps(shots.segments_NHW[layout_row][None], made.layout_B)[0]
+        view_1 = made.sources_BK[0, made.layout_B]
+        map_HW = made.draws.at(view_1).apply_to_maps(shots.segments_NHW[made.rows_N[view_1]])[0]
         tiles[3] = framed(segment_picture(map_HW.numpy()), source_colour(int(made.layout_B[0])))
-    by_pixel_KHW = masks_from_sources(averaged.sources_BHW, mix, averaged.sources_BHW.shape[-1])[0]
+    by_pixel_KHW = masks_from_regions(averaged.regions, mix, averaged.regions.map_BHW.shape[-1])[0]
     weights = {4: by_pixel_KHW, 5: made.mask_BKhw[0], 6: averaged.mask_BKhw[0]}
     return tiles | {column: framed(source_picture(w_Khw.numpy()), "#d5dae1") for column, w_Khw in weights.items()}
 

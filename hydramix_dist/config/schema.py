@@ -5,16 +5,16 @@ says which is which. Ready combinations lie in `configs/`.
 """
 
 import re
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Weight = Annotated[float, Field(ge=0.0)]
 Seed = Annotated[int, Field(ge=0, le=10**9)]  # NumPy takes no negative ones, torch none beyond 64 bits
 
-MaskKind = Literal["grid", "segments-independent", "segments-contiguous", "chimera-grid", "chimera-segments"]
+MaskKind = Literal["whole", "grid", "segments-independent", "segments-contiguous", "chimera-grid", "chimera-segments"]
 Augmentation = Literal["basic", "trivial"]
 
 
@@ -36,10 +36,20 @@ class MaskSettings(Settings):
     """How the mask over the K sources is drawn and brought to feature resolution."""
 
     kind: Annotated[MaskKind, Field(description="rule that gives cells to sources")] = "segments-independent"
+    assign: Annotated[
+        Literal["one", "shares"], Field(description="a region comes from one source, or from random shares of all K")
+    ] = "one"
     downsample: Annotated[
-        Literal["nearest", "area"], Field(description="hard one-hot cells, or box averages in [0,1]")
+        Literal["nearest", "area", "smooth"],
+        Field(description="a cell's own pixel, its box average, or the average of the cells around it"),
     ] = "nearest"
     grid: Annotated[int, Field(ge=1, le=256, description="cells a side of the grid kinds")] = 4
+
+    @model_validator(mode="after")
+    def _shares_are_independent(self) -> "MaskSettings":
+        if self.assign == "shares" and self.kind not in ("whole", "grid", "segments-independent"):
+            raise ValueError(f"assign 'shares' is defined for whole, grid and segments-independent, not '{self.kind}'")
+        return self
 
 
 class MixSettings(Settings):
@@ -136,6 +146,10 @@ class GeneratorSettings(Settings):
     loss: LossSettings = LossSettings()
     optimizer: AdamSettings = AdamSettings()
     batch: Annotated[int, Field(ge=1, description="mixes a step, over all workers")] = 64
+    group: Annotated[
+        int | None,
+        Field(ge=1, description="mixes that share as many images of one class; null: each mix has its own sources"),
+    ] = None
     images: Annotated[int, Field(ge=1, description="length of the training: mixes seen")] = 1_000_000
     milestones: Annotated[
         tuple[Share, ...], Field(description="shares of the training at which the rate drops", strict=False)
@@ -147,6 +161,18 @@ class GeneratorSettings(Settings):
         # Four stride-2 layers; instance norm needs more than one cell after them.
         if self.network.side < 32:
             raise ValueError(f"network.side {self.network.side} is below 32, the least the discriminator can take")
+        return self
+
+    @model_validator(mode="after")
+    def _groups_fit(self) -> "GeneratorSettings":
+        if self.group is None:
+            return self
+        if self.batch % self.group:
+            raise ValueError(f"batch {self.batch} is not a multiple of group {self.group}")
+        if self.group < self.mix.count:
+            raise ValueError(f"group {self.group} is below mix.count {self.mix.count}: a mix takes its images from it")
+        if self.mix.self_pairs:
+            raise ValueError("mix.self_pairs needs group null: in a group, a partner is another image of the group")
         return self
 
 
@@ -168,6 +194,9 @@ class ClassifierSettings(Settings):
     batch: Annotated[int, Field(ge=2, description="images a step, over all workers")] = 10
     images: Annotated[int, Field(ge=2, description="length of the training: images seen")] = 1_000_000
     mix_share: Annotated[float, Field(ge=0, le=1, description="probability that a whole batch is mixed")] = 0.5
+    mix_from: Annotated[Share, Field(description="share of the training after which batches may be mixed")] = 0.0
+    mix_until: Annotated[Share, Field(description="share of the training after which none is mixed any more")] = 1.0
+    mix_smoothing: Annotated[Share, Field(description="label smoothing of mixed batches")] = 0.0
 
     @model_validator(mode="after")
     def _network_exists(self) -> "ClassifierSettings":
@@ -203,6 +232,14 @@ class ArmSettings(Settings):
 
     augmentation: Annotated[Augmentation, Field(description="crop and flip, or TrivialAugment before them")] = "basic"
     generator: Annotated[str | None, Field(description="key under `generators`; null: an arm without mixing")] = None
+    augment: Annotated[
+        Literal["sources", "mixes", "both"], Field(description="where TrivialAugment acts in a mixed batch")
+    ] = "sources"
+    mix: Annotated[
+        MixSettings | None,
+        Field(description="how its mixes are drawn; null: as its generator was trained. Without one, pixels are mixed"),
+    ] = None
+    classifier: Annotated[dict[str, Any], Field(description="classifier settings of this arm alone")] = {}
 
 
 class PilotSettings(Settings):
@@ -237,6 +274,7 @@ class PilotSettings(Settings):
             if arm.generator is not None and arm.generator not in self.generators:
                 known = ", ".join(self.generators) or "none"
                 raise ValueError(f"arms.{name}.generator '{arm.generator}' is not under generators (known: {known})")
+            self.classifier_of(name)
         if self.validation and min(self.shots) < 5:
             raise ValueError(f"a validation part needs at least 5 images a class, shots has {min(self.shots)}")
         for key in ("shots", "seeds"):
@@ -244,3 +282,15 @@ class PilotSettings(Settings):
             if len(set(values)) != len(values):
                 raise ValueError(f"{key} lists a value twice: {values}")
         return self
+
+    def classifier_of(self, arm: str) -> ClassifierSettings:
+        """Return the classifier settings of an arm: the common ones with its own changes. Raises ValueError."""
+        tree = self.classifier.model_dump()
+        for key, value in self.arms[arm].classifier.items():
+            tree[key] = {**tree[key], **value} if isinstance(value, dict) and isinstance(tree.get(key), dict) else value
+        try:
+            return ClassifierSettings.model_validate(tree)
+        except ValidationError as error:
+            first = error.errors()[0]
+            key = ".".join(("arms", arm, "classifier", *(str(part) for part in first["loc"])))
+            raise ValueError(f"{key}: {first['msg']}") from error

@@ -29,10 +29,9 @@ class Views:
     ox: Tensor
     flip: Tensor
 
-    def pick(self, slots_B: Tensor) -> "Views":
-        """Return the views [B] of one slot per sample, for instance of the layout image."""
-        column_B1 = slots_B.to(self.oy.device)[:, None]
-        return Views(*(field.gather(1, column_B1)[:, 0] for field in (self.oy, self.ox, self.flip)))
+    def at(self, index: Tensor) -> "Views":
+        """Return the views of these images, shaped like the index into the flattened views."""
+        return Views(*(field.flatten()[index.to(field.device)] for field in (self.oy, self.ox, self.flip)))
 
 
 def draw_views(seed: int, purpose: str, numbers: Sequence[int] | npt.NDArray[np.int64], slots: int, side: int) -> Views:

@@ -22,25 +22,21 @@ class Draws:
     views: Views
     trivial: TrivialDraws | None
 
-    def apply(self, images_BKCHW: Tensor) -> Tensor:
-        """Return the augmented images, uint8, same shape."""
+    def apply(self, images: Tensor) -> Tensor:
+        """Return the augmented images [..., C, H, W], uint8; the draws belong to the leading dimensions in order."""
         if self.trivial is not None:
-            images_BKCHW = apply_trivial(images_BKCHW, self.trivial)
-        return apply_views(images_BKCHW, self.views)
+            images = apply_trivial(images, self.trivial)
+        return apply_views(images, self.views)
 
-    def apply_to_maps(self, maps_BHW: Tensor, slots_B: Tensor) -> Tensor:
-        """Return the label maps moved as the image in slot `slots_B` of their sample is moved."""
+    def apply_to_maps(self, maps: Tensor) -> Tensor:
+        """Return label maps [..., H, W] moved as `apply` moves the images they belong to."""
         if self.trivial is not None:
-            maps_BHW = apply_trivial_to_maps(maps_BHW, self.trivial.pick(slots_B))
-        return apply_views_to_maps(maps_BHW, self.views.pick(slots_B))
+            maps = apply_trivial_to_maps(maps, self.trivial)
+        return apply_views_to_maps(maps, self.views)
 
-    def at(self, index: int) -> "Draws":
-        """Return the draws [1, K] of one sample."""
-        views = Views(*(f[index : index + 1] for f in (self.views.oy, self.views.ox, self.views.flip)))
-        if self.trivial is None:
-            return Draws(views, None)
-        fields = (self.trivial.operation, self.trivial.level, self.trivial.negative)
-        return Draws(views, TrivialDraws(*(f[index : index + 1] for f in fields)))
+    def at(self, index: Tensor) -> "Draws":
+        """Return the draws of these images, shaped like the index into the flattened draws."""
+        return Draws(self.views.at(index), None if self.trivial is None else self.trivial.at(index))
 
 
 @dataclass(frozen=True)

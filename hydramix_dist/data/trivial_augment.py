@@ -83,11 +83,10 @@ class TrivialDraws:
     level: Tensor
     negative: Tensor
 
-    def pick(self, slots_B: Tensor) -> "TrivialDraws":
-        """Return the draws [B] of one slot per sample, for instance of the layout image."""
-        column_B1 = slots_B.to(self.level.device)[:, None]
+    def at(self, index: Tensor) -> "TrivialDraws":
+        """Return the draws of these images, shaped like the index into the flattened draws."""
         fields = (self.operation, self.level, self.negative)
-        return TrivialDraws(*(field.gather(1, column_B1)[:, 0] for field in fields))
+        return TrivialDraws(*(field.flatten()[index.to(field.device)] for field in fields))
 
 
 def draw_trivial(seed: int, purpose: str, numbers: Sequence[int] | npt.NDArray[np.int64], slots: int) -> TrivialDraws:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from hydramix_dist.data.shots import ShotSet
 from hydramix_dist.mixing.compose import Composer
+from hydramix_dist.mixing.masks import needs_segments
 from hydramix_dist.mixing.record import Rendered, image_sha256, make_record, render
 from hydramix_dist.models.trained import TrainedGenerator
 
@@ -47,11 +48,9 @@ def probe(generator: TrainedGenerator, shots: ShotSet, seed: int, count: int) ->
         record["image_sha256"] = image_sha256(rendered.mix_CHW)
         nearest_CHW, distance = _nearest(rendered.mix_CHW, shots.images_NCHW)
         segments_HW = None
-        if shots.segments_NHW is not None and not generator.settings.mix.mask.kind.endswith("grid"):
-            layout_row = composition.rows_BK[i, composition.layout_B[i]]
-            map_1HW = shots.segments_NHW[layout_row][None]
-            alone = composition.draws.at(i)
-            segments_HW = alone.apply_to_maps(map_1HW, composition.layout_B[i][None])[0]
+        if shots.segments_NHW is not None and needs_segments(generator.settings.mix):
+            view_1 = composition.sources_BK[i, composition.layout_B[i]][None]
+            segments_HW = composition.draws.at(view_1).apply_to_maps(shots.segments_NHW[composition.rows_N[view_1]])[0]
         class_name = shots.classes[int(shots.labels_N[anchors_B[i]])]
         probes.append(Probe(rendered, record, class_name, segments_HW, nearest_CHW, distance))
     return probes

@@ -1,12 +1,13 @@
 """Which of the K images each feature cell is taken from.
 
-A rule gives every pixel (or grid cell) one source, and a second step brings that source map to feature cells as a
-mask that sums to 1 over K. The source map alone reproduces the mask, so a record needs to keep nothing else.
+A rule divides the pixels into regions and gives each region one source, or shares of all; a second step brings that to
+feature cells as a mask that sums to 1 over K. The regions alone reproduce the mask, so a record keeps nothing else.
 
 Legend: B batch, K images in a mix, H W pixels, h w feature cells, L segment labels, G cells a side of the grid.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
@@ -26,50 +27,99 @@ Numbers = Sequence[int] | npt.NDArray[np.int64]
 _GRID_FINENESS = 4
 
 
-def draw_sources(
-    segments_BHW: Tensor | None, mix: MixSettings, numbers: Numbers, seed: int, step: int, feature_side: int
-) -> Tensor:
-    """Return the source of each pixel, int64 in 0..K-1: [B, H, W] like the segments, for the grid kinds square.
+@dataclass(frozen=True)
+class Regions:
+    """A mask before it is brought to feature cells.
 
-    `segments_BHW` is the layout image's label map under the layout image's view (any integers >= 0; None for the
-    grid kinds), `step` the number of the step, which only `chimera-grid` draws by.
+    `map_BHW` (int64) says which region a pixel belongs to; `weights_BLK` (float32, sums to 1 over K) is what each
+    region takes of each source. Where that is None, a region is its source's number.
+    """
+
+    map_BHW: Tensor
+    weights_BLK: Tensor | None
+
+    def to(self, device: torch.device) -> "Regions":
+        """Return the regions on another device."""
+        return Regions(self.map_BHW.to(device), None if self.weights_BLK is None else self.weights_BLK.to(device))
+
+
+def draw_regions(
+    segments_BHW: Tensor | None, mix: MixSettings, numbers: Numbers, seed: int, step: int, feature_side: int
+) -> Regions:
+    """Return regions and what they are made of; maps [B, H, W] like the segments, square for the other kinds.
+
+    `segments_BHW` is the layout image's label map under the layout image's view (any integers >= 0; None for kinds
+    without segments), `step` the number of the step, which only `chimera-grid` draws by.
     For a grid the side is that of the feature map, or 4 times as much where box averages follow.
     Raises ValueError where a segment kind gets no segments.
     """
     kind = mix.mask.kind
-    if kind in ("grid", "chimera-grid"):
-        side = feature_side if mix.mask.downsample == "nearest" else feature_side * _GRID_FINENESS
-        return _grid_sources(mix, numbers, seed, step if kind == "chimera-grid" else None, side)
-    if segments_BHW is None:
+    if kind == "whole":
+        labels_BHW, width = torch.zeros(len(numbers), feature_side, feature_side, dtype=torch.int64), 1
+        n_B = torch.ones(len(numbers), dtype=torch.int64)
+    elif not needs_segments(mix):
+        side = feature_side * _GRID_FINENESS if mix.mask.downsample == "area" else feature_side
+        labels_BHW = _grid_cells(mix, numbers, seed, step if kind == "chimera-grid" else None, side)
+        width = mix.mask.grid**2
+        n_B = torch.full((len(numbers),), width)
+    elif segments_BHW is None:
         raise ValueError(f"mask kind '{kind}' needs the segments of the layout image")
+    else:
+        labels_BHW, n_B = renumber(segments_BHW)
+        width = int(n_B.max())
 
-    labels_BHW, n_B = renumber(segments_BHW)
-    sources_BL = _SEGMENT_RULES[kind](n_B, int(n_B.max()), mix.count, numbers, seed)
-    return sources_BL.gather(1, labels_BHW.flatten(1)).view(labels_BHW.shape)
+    if mix.mask.assign == "shares":
+        return Regions(labels_BHW, _shares(width, mix.count, numbers, seed).to(labels_BHW.device))
+    sources_BL = _RULES[kind](n_B, width, mix.count, numbers, seed)
+    return Regions(sources_BL.gather(1, labels_BHW.flatten(1)).view(labels_BHW.shape), None)
 
 
-def masks_from_sources(sources_BHW: Tensor, mix: MixSettings, feature_side: int) -> Tensor:
-    """Return m_BKhw, float32, from a source map of `draw_sources`.
+def needs_segments(mix: MixSettings) -> bool:
+    """Return whether masks of these settings are made of an image's segments."""
+    return "segments" in mix.mask.kind
 
-    `nearest`: the source of the pixel that nearest interpolation picks, one-hot (ChimeraMix). `area`: share of each
-    source in the cell's box (docs/method.md 13.4, our choice).
+
+def masks_from_regions(regions: Regions, mix: MixSettings, feature_side: int) -> Tensor:
+    """Return m_BKhw, float32, from the regions of `draw_regions`.
+
+    `nearest`: the pixel that nearest interpolation picks (ChimeraMix). `area`: mean over the cell's box (docs/method.md
+    13.4, our choice). `smooth`: as `nearest`, then the mean over 3 x 3 cells (our choice).
     """
+    map_BHW = regions.map_BHW
+    if mix.mask.downsample == "area":
+        return F.adaptive_avg_pool2d(_weights(map_BHW, regions.weights_BLK, mix.count), feature_side)
+    rows = _nearest_index(map_BHW.shape[1], feature_side).to(map_BHW.device)
+    columns = _nearest_index(map_BHW.shape[2], feature_side).to(map_BHW.device)
+    m_BKhw = _weights(map_BHW[:, rows[:, None], columns], regions.weights_BLK, mix.count)
     if mix.mask.downsample == "nearest":
-        rows = _nearest_index(sources_BHW.shape[1], feature_side).to(sources_BHW.device)
-        columns = _nearest_index(sources_BHW.shape[2], feature_side).to(sources_BHW.device)
-        return _one_hot(sources_BHW[:, rows[:, None], columns], mix.count)
-    return F.adaptive_avg_pool2d(_one_hot(sources_BHW, mix.count), feature_side)
+        return m_BKhw
+    return F.avg_pool2d(F.pad(m_BKhw, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
 
 
-def _grid_sources(mix: MixSettings, numbers: Numbers, seed: int, step: int | None, side: int) -> Tensor:
-    """Return sources [B, side, side] of a coarse grid of independent uniform draws under a random offset.
+def _weights(map_Bhw: Tensor, weights_BLK: Tensor | None, count: int) -> Tensor:
+    if weights_BLK is None:
+        return _one_hot(map_Bhw, count)
+    rows = torch.arange(len(map_Bhw), device=map_Bhw.device)[:, None, None]
+    return weights_BLK[rows, map_Bhw].permute(0, 3, 1, 2)
+
+
+def _shares(width: int, count: int, numbers: Numbers, seed: int) -> Tensor:
+    """Return weights_BLK: for each region a point drawn uniformly from the simplex (our choice)."""
+    u_BLK = uniform(seed, "mask-shares", numbers, width * count).view(len(numbers), width, count)
+    parts_BLK = -torch.log(
+        u_BLK + 2.0**-33
+    )  # exponential draws, divided by their sum; never 0, for draws step by 2^-32
+    return (parts_BLK / parts_BLK.sum(-1, keepdim=True)).float()
+
+
+def _grid_cells(mix: MixSettings, numbers: Numbers, seed: int, step: int | None, side: int) -> Tensor:
+    """Return the grid cell of each pixel [B, side, side], counted row by row, under a random offset.
 
     The grid is enlarged by nearest interpolation to side + p, p = side // grid, and cropped at an offset uniform in
     0..p-1 both ways (docs/method.md 3.3; ChimeraMix: 4x4 coin flips). The offset is one per sample (our choice), or
     where `step` is given one for the whole batch (ChimeraMix).
     """
     cells = mix.mask.grid
-    sources_BGG = integers(uniform(seed, "mask-grid", numbers, cells * cells), mix.count).view(-1, cells, cells)
     if step is None:
         u_B2 = uniform(seed, "mask-offset", numbers, 2)
     else:
@@ -81,7 +131,12 @@ def _grid_sources(mix: MixSettings, numbers: Numbers, seed: int, step: int | Non
     pixels = torch.arange(side)
     rows_BH = cell_of_pixel[offsets_B2[:, :1] + pixels]
     columns_BW = cell_of_pixel[offsets_B2[:, 1:] + pixels]
-    return sources_BGG[torch.arange(len(numbers))[:, None, None], rows_BH[:, :, None], columns_BW[:, None, :]]
+    return rows_BH[:, :, None] * cells + columns_BW[:, None, :]
+
+
+def _uniform(n_B: Tensor, width: int, count: int, numbers: Numbers, seed: int) -> Tensor:
+    """Return sources_BL: each region's source uniform and independent."""
+    return integers(uniform(seed, "mask-grid", numbers, width), count).to(n_B.device)
 
 
 def _independent(n_B: Tensor, width: int, count: int, numbers: Numbers, seed: int) -> Tensor:
@@ -128,7 +183,10 @@ def _chimera(n_B: Tensor, width: int, count: int, numbers: Numbers, seed: int) -
     return (~selected_BL).long()
 
 
-_SEGMENT_RULES: dict[MaskKind, Callable[[Tensor, int, int, Numbers, int], Tensor]] = {
+_RULES: dict[MaskKind, Callable[[Tensor, int, int, Numbers, int], Tensor]] = {
+    "whole": _uniform,
+    "grid": _uniform,
+    "chimera-grid": _uniform,
     "segments-independent": _independent,
     "segments-contiguous": _contiguous,
     "chimera-segments": _chimera,

@@ -22,7 +22,7 @@ from hydramix_dist.data.augmenter import Draws
 from hydramix_dist.data.trivial_augment import TrivialDraws
 from hydramix_dist.errors import UserError
 from hydramix_dist.mixing.compose import Composition
-from hydramix_dist.mixing.masks import masks_from_sources
+from hydramix_dist.mixing.masks import Regions, masks_from_regions
 from hydramix_dist.models.generator import mix_features
 from hydramix_dist.models.pixels import to_float, to_uint8
 from hydramix_dist.models.trained import TrainedGenerator
@@ -43,20 +43,18 @@ def make_record(
     composition: Composition, index: int, ids: Sequence[str], generator: TrainedGenerator
 ) -> dict[str, Any]:
     """Return the record of mix `index` of a composition drawn from a shot set with these `ids`."""
-    views, trivial = composition.draws.views, composition.draws.trivial
+    sources_K = composition.sources_BK[index].cpu()
+    draws, weights_BLK = composition.draws.at(sources_K), composition.regions.weights_BLK
+    views, trivial = draws.views, draws.trivial
     return {
         "schema_version": SCHEMA_VERSION,
         "generator_sha256": generator.weights_sha256,
-        "sources": [ids[row] for row in composition.rows_BK[index].tolist()],
-        "views": [list(view) for view in zip(*(_row(f, index) for f in (views.oy, views.ox, views.flip)), strict=True)],
-        "trivial": None
-        if trivial is None
-        else [
-            list(op)
-            for op in zip(*(_row(f, index) for f in (trivial.operation, trivial.level, trivial.negative)), strict=True)
-        ],
+        "sources": [ids[row] for row in composition.rows_N[sources_K].tolist()],
+        "views": _rows(views.oy, views.ox, views.flip),
+        "trivial": None if trivial is None else _rows(trivial.operation, trivial.level, trivial.negative),
         "layout": int(composition.layout_B[index]),
-        "mask": _png(composition.sources_BHW[index]),
+        "mask": _png(composition.regions.map_BHW[index]),
+        "weights": None if weights_BLK is None else weights_BLK[index].tolist(),
     }
 
 
@@ -81,15 +79,17 @@ def render(record: Mapping[str, Any], generator: TrainedGenerator, images: Mappi
     oy, ox, flip = (torch.tensor(column) for column in zip(*record["views"], strict=True))
     trivial = None
     if record["trivial"] is not None:
-        trivial = TrivialDraws(*(torch.tensor(column)[None] for column in zip(*record["trivial"], strict=True)))
-    draws = Draws(Views(oy[None], ox[None], flip[None]), trivial)
-    images_1KCHW = draws.apply(torch.stack([images[source] for source in record["sources"]])[None])
+        trivial = TrivialDraws(*(torch.tensor(column) for column in zip(*record["trivial"], strict=True)))
+    draws = Draws(Views(oy, ox, flip), trivial)
+    images_KCHW = draws.apply(torch.stack([images[source] for source in record["sources"]]))
     mix = generator.settings.mix.model_copy(update={"count": len(record["sources"])})
-    mask_1Khw = masks_from_sources(_from_png(record["mask"])[None], mix, generator.network.feature_side)
+    weights = record.get("weights")  # absent before masks had shares
+    regions = Regions(_from_png(record["mask"])[None], None if weights is None else torch.tensor(weights)[None])
+    mask_1Khw = masks_from_regions(regions, mix, generator.network.feature_side)
     with torch.no_grad():
-        f_KDhw = generator.network.encode(to_float(images_1KCHW[0]))
+        f_KDhw = generator.network.encode(to_float(images_KCHW))
         mixed_1CHW = generator.network.decode(mix_features(f_KDhw[None], mask_1Khw))
-    return Rendered(images_1KCHW[0], mask_1Khw[0], to_uint8(mixed_1CHW)[0])
+    return Rendered(images_KCHW, mask_1Khw[0], to_uint8(mixed_1CHW)[0])
 
 
 def image_sha256(image_CHW: Tensor) -> str:
@@ -97,8 +97,9 @@ def image_sha256(image_CHW: Tensor) -> str:
     return hashlib.sha256(image_CHW.permute(1, 2, 0).contiguous().numpy().tobytes()).hexdigest()
 
 
-def _row(field: Tensor, index: int) -> list[Any]:
-    return list(field[index].tolist())
+def _rows(*fields_K: Tensor) -> list[list[Any]]:
+    """Return the K images' values, one list an image."""
+    return [list(values) for values in zip(*(field_K.tolist() for field_K in fields_K), strict=True)]
 
 
 def _png(map_HW: Tensor) -> str:

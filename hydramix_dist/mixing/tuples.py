@@ -49,6 +49,27 @@ def draw_layout(mix: MixSettings, numbers: Sequence[int] | npt.NDArray[np.int64]
     return integers(uniform(seed, "layout", numbers, 1)[:, 0], mix.count)
 
 
+def draw_partners(rows_QG: Tensor, count: int, numbers: Sequence[int] | npt.NDArray[np.int64], seed: int) -> Tensor:
+    """Return slots_BK (int64): for each of the B = Q G mixes of Q groups, which images of its group it is made of.
+
+    Mix number q G + s is anchored at slot s, column 0; its partners are other images of the group, every ordered choice
+    equally likely, one and the same row of the shot set only where the group has no other left (our choice). So a
+    mix's sources are distributed as those of `draw_tuples`; mixes of a group merely share them. Slots count through
+    all groups: 0..B-1.
+    """
+    groups, size = rows_QG.shape
+    rows_BG = rows_QG.repeat_interleave(size, dim=0)
+    slot_B1 = torch.arange(size, device=rows_QG.device).repeat(groups)[:, None]
+    u_BG = uniform(seed, "partner", numbers, size).to(rows_QG.device)
+    taken_BK = slot_B1
+    for _ in range(count - 1):
+        new_slot_BG = torch.ones_like(u_BG).scatter_(1, taken_BK, 0.0)
+        new_row_BG = (rows_BG[:, :, None] != rows_BG.gather(1, taken_BK)[:, None, :]).all(-1)
+        next_B1 = (2 * new_row_BG + new_slot_BG + u_BG).argmax(1, keepdim=True)  # u < 1: new rows, then new slots
+        taken_BK = torch.cat((taken_BK, next_B1), dim=1)
+    return taken_BK + torch.arange(groups, device=rows_QG.device).repeat_interleave(size)[:, None] * size
+
+
 def _without_replacement(first_B1: Tensor, n_B: Tensor, u_BK: Tensor) -> Tensor:
     """Return positions in 0..n-1, [B, 1 + columns of u], different from each other while a sample has any left.
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from hydramix_dist.config.load import dump
-from hydramix_dist.config.schema import PilotSettings
+from hydramix_dist.config.schema import PilotSettings, SegmentSettings
 from hydramix_dist.data.builtin import build_photo_patches, licence_text
 from hydramix_dist.data.dataset import Dataset
 from hydramix_dist.data.importer import check_apart, import_dataset
@@ -142,6 +142,11 @@ def _prepare(plan: Plan, settings: PilotSettings, dataset: Dataset, out: Store, 
     # Segmented before the workers start, so that they do not all make the same maps.
     wanted = {
         (t.settings.network.side, t.settings.segments) for t in plan.tasks.values() if isinstance(t, GeneratorTask)
+    }
+    wanted |= {
+        (t.settings.side, SegmentSettings())
+        for t in plan.tasks.values()
+        if isinstance(t, ClassifierTask) and t.method.mix
     }
     for side, segments in sorted(wanted, key=str):
         dataset.ensure_segments(side, segments, progress=display.progress)

@@ -8,10 +8,17 @@ from typing import Any
 import torch
 
 from hydramix_dist.config.load import dump
-from hydramix_dist.config.schema import Augmentation, ClassifierSettings, GeneratorSettings, RuntimeSettings
+from hydramix_dist.config.schema import (
+    ArmSettings,
+    ClassifierSettings,
+    GeneratorSettings,
+    RuntimeSettings,
+    SegmentSettings,
+)
 from hydramix_dist.data.dataset import Dataset
 from hydramix_dist.data.shots import load_shots
-from hydramix_dist.mixing.mixer import Mixer
+from hydramix_dist.mixing.mixer import Mixer, PixelMixing
+from hydramix_dist.models.generator import Generator
 from hydramix_dist.models.placement import placed
 from hydramix_dist.models.trained import load_generator
 from hydramix_dist.store import Store
@@ -59,7 +66,7 @@ class ClassifierTask:
     validation_rows: tuple[int, ...]
     test_rows: tuple[int, ...]
     seed: int
-    augmentation: Augmentation
+    method: ArmSettings
     settings: ClassifierSettings
     runtime: RuntimeSettings
     generator_url: str | None
@@ -71,7 +78,7 @@ class ClassifierTask:
         side = self.settings.side
         inputs = ClassifierInputs(
             shots=load_shots(dataset, self.rows, side, None),
-            augmentation=self.augmentation,
+            augmentation=self.method.augmentation,
             mixer=self._mixer(dataset),
             test=_held_out(self.data_url, "test", self.test_rows, side),
             validation=_held_out(self.data_url, "train", self.validation_rows, side) if self.validation_rows else None,
@@ -92,24 +99,31 @@ class ClassifierTask:
             "subset": [train[row] for row in self.rows],
             "validation": [train[row] for row in self.validation_rows],
             "test": digest([test[row] for row in self.test_rows]),
-            "augmentation": self.augmentation,
+            "method": dump(self.method),
             "generator": self.generator_key,
             "settings": dump(self.settings),
         }
 
     def _mixer(self, dataset: Dataset) -> Mixer | None:
-        if self.generator_url is None:
+        device, mix = prepare_device(self.runtime), self.method.mix
+        generator: Generator | PixelMixing
+        if self.generator_url is not None:
+            trained = load_generator(Store(self.generator_url))
+            generator = placed(trained.network, device, channels_last=self.runtime.channels_last)
+            side, segments, mix = trained.settings.network.side, trained.settings.segments, mix or trained.settings.mix
+        elif mix is not None:
+            side, segments = self.settings.side, SegmentSettings()
+            generator = PixelMixing(side)
+        else:
             return None
-        trained = load_generator(Store(self.generator_url))
-        device = prepare_device(self.runtime)
-        shots = load_shots(dataset, self.rows, trained.settings.network.side, trained.settings.segments)
         return Mixer(
-            placed(trained.network, device, channels_last=self.runtime.channels_last),
-            shots.to(device),
-            trained.settings.mix,
+            generator,
+            load_shots(dataset, self.rows, side, segments).to(device),
+            mix,
             self.seed,
-            self.augmentation,
+            self.method.augmentation,
             bf16=self.runtime.precision == "bf16",
+            augment=self.method.augment,
         )
 
 

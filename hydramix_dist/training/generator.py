@@ -1,6 +1,7 @@
 """Generator training: encoder, decoder and discriminator learn from mixes of one class.
 
-Legend: B batch, K images in a mix, C channels, H W pixels, D feature channels, h w feature cells.
+Legend: B batch, K images in a mix, N views they are made of, C channels, H W pixels, D feature channels, h w feature
+cells.
 """
 
 from collections.abc import Mapping, Sequence
@@ -72,14 +73,25 @@ class GeneratorTraining:
         self._composer = Composer(shots.to(device), settings.mix, generator.feature_side, seed, "generator")
 
     def batch(self, step: int) -> dict[str, Any]:
-        """Return sources [B, K, 3, H, W] in [-1, 1], their mask, the real images D is shown, and sample numbers."""
+        """Return views [N, 3, H, W] in [-1, 1], each mix's sources and mask, D's real images, and sample numbers."""
         numbers = np.arange(step * self._settings.batch, (step + 1) * self._settings.batch)
-        mix = self._composer.compose(self._order.items(numbers), numbers, step)
-        x_BKCHW = to_float(mix.images_BKCHW)
+        size = self._settings.group
+        if size is None:
+            mix = self._composer.compose(self._order.items(numbers), numbers, step)
+        else:
+            mix = self._composer.compose_groups(self._order.items(numbers[::size] // size), numbers, size, step)
+        x_NCHW = to_float(mix.images_NCHW)
         real = [step] if self._settings.discriminator.real_per_batch else numbers
         pick_B = integers(uniform(self._seed, "generator/real", real, 1)[:, 0], self._settings.mix.count)
-        real_BCHW = x_BKCHW[torch.arange(len(numbers)), pick_B.expand(len(numbers)).to(x_BKCHW.device)]
-        return {"sources": x_BKCHW, "mask": mix.mask_BKhw, "real": real_BCHW, "numbers": numbers}
+        pick_B1 = pick_B.expand(len(numbers))[:, None].to(x_NCHW.device)
+        real_BCHW = x_NCHW[mix.sources_BK.gather(1, pick_B1)[:, 0]]
+        return {
+            "views": x_NCHW,
+            "sources": mix.sources_BK,
+            "mask": mix.mask_BKhw,
+            "real": real_BCHW,
+            "numbers": numbers,
+        }
 
     def evaluate(self, images: int) -> Mapping[str, float]:
         """Return nothing: a generator is judged by the classifier it feeds."""
@@ -91,15 +103,13 @@ class GeneratorTraining:
         return self._settings.optimizer.lr * self._settings.decay**passed
 
     def _generator_loss(self, batch: dict[str, Any]) -> tuple[Tensor, Mapping[str, Tensor]]:
-        x_BKCHW, m_BKhw = batch["sources"], batch["mask"]
-        B, K = x_BKCHW.shape[:2]
-        x_NCHW = x_BKCHW.flatten(0, 1)
+        x_NCHW = batch["views"]
         with autocast(self._runtime, self._device):
             f_NDhw = self._generator.encode(x_NCHW)
-            f_BDhw = mix_features(f_NDhw.unflatten(0, (B, K)), m_BKhw)
-            # The K reconstructions and the mix in one batch: K + 1 decodes, each needed by a loss.
+            f_BDhw = mix_features(f_NDhw[batch["sources"]], batch["mask"])
+            # The N reconstructions and the mixes in one batch, each needed by a loss.
             decoded = self._generator.decode(torch.cat((f_NDhw, f_BDhw)))
-            reconstructed_NCHW, mixed_BCHW = decoded[: B * K], decoded[B * K :]
+            reconstructed_NCHW, mixed_BCHW = decoded[: len(x_NCHW)], decoded[len(x_NCHW) :]
             score_Bhw = self._discriminator(self._shown(mixed_BCHW, batch["numbers"], "g"))
         batch["mixed"] = mixed_BCHW.detach()
         terms = {

@@ -15,7 +15,7 @@ from scipy import stats
 from torch import Tensor
 
 from hydramix_dist.config.schema import MaskKind, MaskSettings, MixSettings
-from hydramix_dist.mixing.masks import draw_sources, masks_from_sources
+from hydramix_dist.mixing.masks import Regions, draw_regions, masks_from_regions
 
 GRIDS: tuple[MaskKind, ...] = ("grid", "chimera-grid")
 SEGMENTS: tuple[MaskKind, ...] = ("segments-independent", "segments-contiguous", "chimera-segments")
@@ -31,7 +31,17 @@ def draw_masks(
     segments_BHW: Tensor | None, mix: MixSettings, numbers: range | list[int], seed: int, step: int, feature_side: int
 ) -> Tensor:
     """The two steps in one, as the composer takes them."""
-    return masks_from_sources(draw_sources(segments_BHW, mix, numbers, seed, step, feature_side), mix, feature_side)
+    regions = draw_regions(segments_BHW, mix, numbers, seed, step, feature_side)
+    return masks_from_regions(regions, mix, feature_side)
+
+
+def draw_sources(
+    segments_BHW: Tensor | None, mix: MixSettings, numbers: range, seed: int, step: int, feature_side: int
+) -> Tensor:
+    """The source of each pixel, where every region has one."""
+    regions = draw_regions(segments_BHW, mix, numbers, seed, step, feature_side)
+    assert regions.weights_BLK is None
+    return regions.map_BHW
 
 
 def blocks(batch: int, side: int, labels: int, first: int = 0) -> Tensor:
@@ -76,7 +86,7 @@ def test_hard_masks_follow_torchs_nearest_interpolation() -> None:
     mix = mix_of("segments-independent", 3)
     sources = draw_sources(segments, mix, range(6), 0, 0, 12)
     for feature_side in (8, 12, 32):
-        mask = masks_from_sources(sources, mix, feature_side)
+        mask = masks_from_regions(Regions(sources, None), mix, feature_side)
         expected = F.interpolate(sources[:, None].float(), size=feature_side, mode="nearest")[:, 0].long()
         assert torch.equal(mask.argmax(1), expected)
 
@@ -84,7 +94,7 @@ def test_hard_masks_follow_torchs_nearest_interpolation() -> None:
 def test_area_masks_are_the_shares_of_the_box() -> None:
     mix = mix_of("segments-independent", 3, "area")
     sources = draw_sources(blocks(4, 32, 30, 12), mix, range(4), 0, 0, 8)
-    mask = masks_from_sources(sources, mix, 8)
+    mask = masks_from_regions(Regions(sources, None), mix, 8)
     for b, y, x in ((0, 0, 0), (1, 3, 5), (3, 7, 7)):
         box = sources[b, 4 * y : 4 * y + 4, 4 * x : 4 * x + 4].flatten().tolist()
         assert mask[b, :, y, x].tolist() == [box.count(k) / 16 for k in range(3)]
@@ -92,11 +102,11 @@ def test_area_masks_are_the_shares_of_the_box() -> None:
 
 @pytest.mark.parametrize("downsample", ["nearest", "area"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_source_map_reproduces_the_mask(kind: MaskKind, downsample: Downsample) -> None:
+def test_the_regions_reproduce_the_mask(kind: MaskKind, downsample: Downsample) -> None:
     mix, segments = mix_of(kind, 2, downsample), blocks(3, 32, 9)
     sources = draw_sources(segments, mix, range(3), 0, 5, 8)
-    kept = torch.tensor(sources.tolist(), dtype=torch.uint8)  # as a record would hold it
-    assert torch.equal(masks_from_sources(kept, mix, 8), draw_masks(segments, mix, range(3), 0, 5, 8))
+    kept = Regions(torch.tensor(sources.tolist(), dtype=torch.uint8), None)  # as a record would hold it
+    assert torch.equal(masks_from_regions(kept, mix, 8), draw_masks(segments, mix, range(3), 0, 5, 8))
 
 
 @given(

@@ -46,10 +46,11 @@ def compose(
 
 
 def fields(composition: Composition, index: int) -> list[Tensor]:
-    c = composition
-    views = c.draws.views
-    found = [c.rows_BK, c.layout_B, c.sources_BHW, c.mask_BKhw, c.images_BKCHW, views.oy, views.ox, views.flip]
-    return [field[index] for field in found]
+    """All that mix `index` is made of."""
+    c, of_view = composition, composition.sources_BK[index]
+    views = c.draws.at(of_view).views
+    of_mix = [field[index] for field in (c.layout_B, c.regions.map_BHW, c.mask_BKhw)]
+    return [*of_mix, c.rows_N[of_view], c.images_NCHW[of_view], views.oy, views.ox, views.flip]
 
 
 # ---- composing
@@ -70,19 +71,19 @@ def test_composition_is_what_its_parts_say(first: int, mix: dict[str, Any], augm
     settings = tiny.generator_settings(mix=mix)
     numbers = list(range(first, first + 3))
     c = compose(settings, numbers, augmentation)
-    assert torch.equal(c.rows_BK[:, 0], torch.tensor([n % len(SHOTS.ids) for n in numbers]))
-    assert bool((SHOTS.labels_N[c.rows_BK] == SHOTS.labels_N[c.rows_BK[:, :1]]).all()), "one class a mix"
-    assert torch.equal(c.images_BKCHW, c.draws.apply(SHOTS.images_NCHW[c.rows_BK]))
+    rows_BK = c.rows_N[c.sources_BK]
+    assert torch.equal(rows_BK[:, 0], torch.tensor([n % len(SHOTS.ids) for n in numbers]))
+    assert bool((SHOTS.labels_N[rows_BK] == SHOTS.labels_N[rows_BK[:, :1]]).all()), "one class a mix"
+    assert torch.equal(c.images_NCHW, c.draws.apply(SHOTS.images_NCHW[c.rows_N]))
     assert bool((c.mask_BKhw >= 0).all())
     torch.testing.assert_close(c.mask_BKhw.sum(1), torch.ones_like(c.mask_BKhw[:, 0]))
     if "grid" in settings.mix.mask.kind or SHOTS.segments_NHW is None:
         return
     for i in range(3):
-        layout = c.layout_B[i]
-        label_map = SHOTS.segments_NHW[c.rows_BK[i, layout]][None]
-        moved_HW = c.draws.at(i).apply_to_maps(label_map, layout[None])[0]
+        view_1 = c.sources_BK[i, c.layout_B[i]][None]
+        moved_HW = c.draws.at(view_1).apply_to_maps(SHOTS.segments_NHW[c.rows_N[view_1]])[0]
         for label in moved_HW.unique():
-            assert len(c.sources_BHW[i][moved_HW == label].unique()) == 1, "a segment has one source"
+            assert len(c.regions.map_BHW[i][moved_HW == label].unique()) == 1, "a segment has one source"
 
 
 def test_segment_mask_without_segments_is_an_error_of_the_caller() -> None:
@@ -101,7 +102,7 @@ def test_one_image_mixed_is_its_reconstruction() -> None:
     anchors, numbers = torch.tensor([0, 5]), np.array([10, 11])
     mixed = mixer.mix(anchors, numbers, 0, tiny.SIDE)
     composer = Composer(SHOTS, settings.mix, generator.network.feature_side, 1, "mixer")
-    views_BCHW = to_float(composer.compose(anchors, numbers, 0).images_BKCHW[:, 0])
+    views_BCHW = to_float(composer.compose(anchors, numbers, 0).images_NCHW)
     assert torch.equal(mixed, generator.network(views_BCHW))
 
 
@@ -154,9 +155,9 @@ def test_record_makes_the_same_image_again_to_the_byte(mix: dict[str, Any], augm
         assert image_sha256(first.mix_CHW) == image_sha256(again.mix_CHW)
 
         composition = compose(settings, [number], augmentation)
-        assert torch.equal(first.sources_KCHW, composition.images_BKCHW[0])
+        assert torch.equal(first.sources_KCHW, composition.images_NCHW)
         assert torch.equal(first.mask_Khw, composition.mask_BKhw[0])
-        f_KDhw = generator.network.encode(to_float(composition.images_BKCHW[0]))
+        f_KDhw = generator.network.encode(to_float(composition.images_NCHW))
         direct = to_uint8(generator.network.decode(mix_features(f_KDhw[None], composition.mask_BKhw)))[0]
         assert torch.equal(first.mix_CHW, direct)
 

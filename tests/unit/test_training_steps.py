@@ -3,9 +3,11 @@
 import dataclasses
 import math
 from collections.abc import Callable, Mapping
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import tiny
 import torch
@@ -65,6 +67,12 @@ def test_each_phase_teaches_its_own_network_and_all_of_it(tmp_path: Path, decode
     ), "while the discriminator learns the generator is frozen"
 
 
+def sources_of(batch: dict[str, Any]) -> Tensor:
+    """The K views that each mix of a generator's batch is made of."""
+    found: Tensor = batch["views"][batch["sources"]]
+    return found
+
+
 # What the discriminator is shown without augmentation, so that its loss can be computed again by hand.
 RELEASED = {"width": 4, "score": "sigmoid", "augment": False}
 
@@ -77,7 +85,7 @@ def test_discriminator_sees_the_very_mixes_of_the_generator_step_detached() -> N
     for name, module in (("encode", generator.encoder), ("decode", generator.decoder)):
         module.register_forward_hook(lambda m, args, out, name=name: calls.append((name, len(args[0]))))
     batch = training.batch(0)
-    x_BKCHW, m_BKhw = batch["sources"], batch["mask"]
+    x_BKCHW, m_BKhw = sources_of(batch), batch["mask"]
     with torch.no_grad():
         f_BKDhw = torch.stack([generator.encode(x_BKCHW[:, k]) for k in range(3)], 1)
         mixed_BCHW = generator.decode((f_BKDhw * m_BKhw[:, :, None]).sum(1))
@@ -94,6 +102,40 @@ def test_discriminator_sees_the_very_mixes_of_the_generator_step_detached() -> N
     torch.testing.assert_close(loss, (real - 1).square().mean() + mixed.square().mean())
 
 
+def test_group_of_mixes_encodes_and_reconstructs_each_image_once() -> None:
+    training = tiny.generator_training(tiny.generator_settings(group=4, batch=8, discriminator=RELEASED))
+    generator = training.engines["generator"].module
+    assert isinstance(generator, Generator)
+    calls: list[int] = []
+    for module in (generator.encoder, generator.decoder):
+        module.register_forward_hook(lambda m, args, out: calls.append(len(args[0])))
+    batch = training.batch(1)
+    _, terms = training.phases[0].loss(batch)
+    assert calls == [8, 8 + 8], "as many views as mixes; each is decoded once for itself, and once for a mix"
+    x_BKCHW = sources_of(batch)
+    with torch.no_grad():
+        f_BKDhw = torch.stack([generator.encode(x_BKCHW[:, k]) for k in range(3)], 1)
+        mixed_BCHW = generator.decode((f_BKDhw * batch["mask"][:, :, None]).sum(1))
+        error = F.mse_loss(generator(batch["views"]), batch["views"])
+    torch.testing.assert_close(batch["mixed"], mixed_BCHW)
+    torch.testing.assert_close(terms["loss_reconstruction"].detach(), 2 * error)
+
+
+def test_groups_show_every_image_as_lead_once_a_pass_and_do_not_depend_on_the_batch() -> None:
+    shots = tiny.shot_set((5, 5))
+    small = tiny.generator_training(tiny.generator_settings(group=4, batch=4), shots=shots)
+    large = tiny.generator_training(tiny.generator_settings(group=4, batch=8), shots=shots)
+    first, second, whole = small.batch(4), small.batch(5), large.batch(2)
+    for value in (sources_of, itemgetter("mask"), itemgetter("real")):
+        assert torch.equal(torch.cat((value(first), value(second))), value(whole)), value
+    composer, order = small._composer, small._order
+    rows = [
+        composer.compose_groups(order.items(np.array([g])), np.arange(4 * g, 4 * g + 4), 4, g).rows_N for g in range(10)
+    ]
+    assert sorted(int(group[0]) for group in rows) == list(range(10))
+    assert all(len(set(group.tolist())) == 4 for group in rows), "different images"
+
+
 def test_two_image_loss_is_the_released_one() -> None:
     """docs/method.md, check 8: 1000 (MSE_a + MSE_b) + Lap_a + Lap_b + MSE(D(mix), 1)."""
     mix = {"count": 2, "self_pairs": True, "mask": {"kind": "chimera-segments"}}
@@ -102,7 +144,7 @@ def test_two_image_loss_is_the_released_one() -> None:
     generator, discriminator = (training.engines[name].module for name in ("generator", "discriminator"))
     assert isinstance(generator, Generator)
     batch = training.batch(3)
-    a, b = batch["sources"][:, 0], batch["sources"][:, 1]
+    a, b = sources_of(batch).unbind(1)
     m = batch["mask"][:, :1]
     with torch.no_grad():
         f_a, f_b = generator.encode(a), generator.encode(b)
@@ -128,7 +170,7 @@ def test_real_images_are_the_sources_and_their_choice_is_per_sample_or_per_step(
         picks[per_batch] = set()
         for step in range(12):
             batch = training.batch(step)
-            same_BK = (batch["sources"] == batch["real"][:, None]).flatten(2).all(2)
+            same_BK = (sources_of(batch) == batch["real"][:, None]).flatten(2).all(2)
             assert bool(same_BK.any(1).all())
             picks[per_batch].add(tuple(same_BK.int().argmax(1).tolist()))
     assert all(len(set(row)) == 1 for row in picks[True]) and len(picks[True]) == 3
@@ -196,8 +238,8 @@ def test_generator_samples_do_not_depend_on_batch_or_order(mix: dict[str, Any]) 
     large = tiny.generator_training(tiny.generator_settings(mix=mix, batch=6))
     for step in (2, 0):
         first, second, whole = small.batch(2 * step), small.batch(2 * step + 1), large.batch(step)
-        for name in ("sources", "mask", "real"):
-            assert torch.equal(torch.cat((first[name], second[name])), whole[name]), name
+        for value in (sources_of, itemgetter("mask"), itemgetter("real")):
+            assert torch.equal(torch.cat((value(first), value(second))), value(whole)), value
 
 
 def test_classifier_samples_do_not_depend_on_batch_or_order() -> None:
@@ -219,7 +261,7 @@ def test_every_image_is_shown_once_a_pass() -> None:
 
 @pytest.mark.parametrize("share", [0.0, 0.25, 1.0])
 def test_share_of_mixed_batches_is_honoured_batch_by_batch(share: float) -> None:
-    settings = tiny.classifier_settings(batch=2, mix_share=share)
+    settings = tiny.classifier_settings(batch=2, mix_share=share, images=400)
     training, plain = (
         tiny.classifier_training(settings),
         tiny.classifier_training(settings, tiny.classifier_inputs(mixed=False)),
@@ -258,7 +300,7 @@ def test_small_classes_and_odd_batches_train(tmp_path: Path, per_class: tuple[in
 
 def test_one_image_a_class_is_mixed_from_k_views_of_it() -> None:
     training = tiny.generator_training(shots=tiny.shot_set((1, 1)))
-    sources = torch.cat([training.batch(step)["sources"] for step in range(4)])
+    sources = torch.cat([sources_of(training.batch(step)) for step in range(4)])
     differ = (sources[:, 0] != sources[:, 1]).flatten(1).any(1)
     assert int(differ.sum()) > len(sources) // 2, "views of one image differ"
 

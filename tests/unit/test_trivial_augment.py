@@ -131,7 +131,7 @@ def test_slots_of_a_mix_apply_at_once_and_one_can_be_picked(images: Tensor) -> N
     draws = draw_trivial(4, "trivial", range(2), 3)
     together = apply_trivial(images_BKCHW, draws)
     layout, rows = torch.tensor([2, 0]), torch.arange(2)
-    assert torch.equal(apply_trivial(images_BKCHW[rows, layout], draws.pick(layout)), together[rows, layout])
+    assert torch.equal(apply_trivial(images_BKCHW[rows, layout], draws.at(rows * 3 + layout)), together[rows, layout])
 
 
 def test_operations_levels_and_signs_are_equally_likely() -> None:

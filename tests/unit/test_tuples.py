@@ -11,7 +11,7 @@ from scipy import stats
 
 from hydramix_dist.config.schema import MaskSettings, MixSettings
 from hydramix_dist.data.shots import ShotSet
-from hydramix_dist.mixing.tuples import draw_layout, draw_tuples
+from hydramix_dist.mixing.tuples import draw_layout, draw_partners, draw_tuples
 
 
 def shots_of(labels: list[int]) -> ShotSet:
@@ -106,3 +106,47 @@ def test_tuples_leave_the_global_generator_alone() -> None:
     draw_tuples(torch.tensor([0, 1]), shots_of([0, 1, 0, 0]), MixSettings(), range(2), 0)
     draw_layout(MixSettings(), range(2), 0)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+# Groups: mixes that share the images of one draw.
+
+
+@given(
+    labels=labels_of_a_set,
+    size=st.integers(1, 6),
+    groups=st.integers(1, 3),
+    seed=st.integers(0, 9),
+    data=st.data(),
+)
+def test_a_mix_of_a_group_starts_with_its_own_image_and_takes_different_ones(
+    labels: list[int], size: int, groups: int, seed: int, data: st.DataObject
+) -> None:
+    count = data.draw(st.integers(1, size))
+    shots = shots_of(labels)
+    rows = draw_tuples(torch.arange(groups) * 5 % len(labels), shots, MixSettings(count=size), range(groups), seed)
+    slots = draw_partners(rows, count, range(groups * size), seed)
+    assert slots.shape == (groups * size, count)
+    for number, chosen in enumerate(slots.tolist()):
+        group = number // size
+        assert chosen[0] == number and {slot // size for slot in chosen} == {group}
+        assert len(set(chosen)) == count, "no view twice"
+        images = rows.flatten()[chosen].tolist()
+        assert len(set(images)) == min(count, len(set(rows[group].tolist()))), "no image twice while others are left"
+
+
+def test_sources_of_a_group_are_as_likely_as_those_of_a_tuple() -> None:
+    shots = shots_of([0] * 5)
+    leads = torch.arange(12_000) % 5
+    rows = draw_tuples(leads, shots, MixSettings(count=4), range(12_000), 3)
+    slots = draw_partners(rows, 3, range(48_000), 3)
+    third_of_each_group = rows.flatten()[slots[2::4]]  # one mix a group: mixes of one group are not independent
+    seen = Counter(map(tuple, third_of_each_group.tolist()))
+    outcomes = list(permutations(range(5), 3))
+    assert set(seen) == set(outcomes)
+    assert stats.chisquare([seen[outcome] for outcome in outcomes]).pvalue > 1e-4
+
+
+def test_partners_do_not_depend_on_the_rest_of_the_batch() -> None:
+    rows = draw_tuples(torch.tensor([0, 1, 2]), shots_of([0, 1, 0, 0, 1, 0, 0, 1]), MixSettings(count=4), range(3), 0)
+    together = draw_partners(rows, 3, range(12), 0)
+    assert torch.equal(draw_partners(rows[2:], 3, range(8, 12), 0) + 8, together[8:])
