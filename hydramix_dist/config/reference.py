@@ -72,7 +72,7 @@ def _walk(node: dict[str, Any], definitions: dict[str, Any], path: str) -> Itera
         inner = f"{path}.{name}" if path else name
         if "$ref" in value:
             below.append((value["$ref"], inner))
-        elif "additionalProperties" in value:
+        elif isinstance(value.get("additionalProperties"), dict):
             below.append((value["additionalProperties"]["$ref"], f"{inner}.<name>"))
         else:
             section.keys.append(Key(inner, _allowed(value), json.dumps(value["default"]), value.get("description", "")))
@@ -87,6 +87,8 @@ def _allowed(value: dict[str, Any]) -> str:
         return " or ".join(_allowed(part) for part in value["anyOf"])
     if "enum" in value:
         return ", ".join(f"`{word}`" for word in value["enum"])
+    if "$ref" in value or value["type"] == "object":
+        return "section"
     if value["type"] == "array":
         at_least = f" ({value['minItems']} or more)" if "minItems" in value else ""
         return f"list of {_allowed(value['items'])}{at_least}"

@@ -40,8 +40,7 @@ class MaskSettings(Settings):
         Literal["one", "shares"], Field(description="a region comes from one source, or from random shares of all K")
     ] = "one"
     downsample: Annotated[
-        Literal["nearest", "area", "smooth"],
-        Field(description="a cell's own pixel, its box average, or the average of the cells around it"),
+        Literal["nearest", "area"], Field(description="hard one-hot cells, or box averages in [0,1]")
     ] = "nearest"
     grid: Annotated[int, Field(ge=1, le=256, description="cells a side of the grid kinds")] = 4
 
@@ -194,9 +193,7 @@ class ClassifierSettings(Settings):
     batch: Annotated[int, Field(ge=2, description="images a step, over all workers")] = 10
     images: Annotated[int, Field(ge=2, description="length of the training: images seen")] = 1_000_000
     mix_share: Annotated[float, Field(ge=0, le=1, description="probability that a whole batch is mixed")] = 0.5
-    mix_from: Annotated[Share, Field(description="share of the training after which batches may be mixed")] = 0.0
-    mix_until: Annotated[Share, Field(description="share of the training after which none is mixed any more")] = 1.0
-    mix_smoothing: Annotated[Share, Field(description="label smoothing of mixed batches")] = 0.0
+    mix_until: Annotated[Share, Field(description="share of the training after which no batch is mixed any more")] = 1.0
 
     @model_validator(mode="after")
     def _network_exists(self) -> "ClassifierSettings":
@@ -231,15 +228,18 @@ class ArmSettings(Settings):
     """One method in a comparison: an augmentation, and a generator or none."""
 
     augmentation: Annotated[Augmentation, Field(description="crop and flip, or TrivialAugment before them")] = "basic"
-    generator: Annotated[str | None, Field(description="key under `generators`; null: an arm without mixing")] = None
-    augment: Annotated[
-        Literal["sources", "mixes", "both"], Field(description="where TrivialAugment acts in a mixed batch")
-    ] = "sources"
+    generator: Annotated[str | None, Field(description="key under `generators`; null: none is trained")] = None
     mix: Annotated[
         MixSettings | None,
-        Field(description="how its mixes are drawn; null: as its generator was trained. Without one, pixels are mixed"),
+        Field(
+            description="how its mixes are drawn, keys as in `generators.<name>.mix`; null: as its generator was "
+            "trained. Without a generator pixels are mixed"
+        ),
     ] = None
-    classifier: Annotated[dict[str, Any], Field(description="classifier settings of this arm alone")] = {}
+    classifier: Annotated[
+        dict[str, Any],
+        Field(description="classifier settings of this arm alone, keys as in `classifier`; `{images: 60000}`"),
+    ] = {}
 
 
 class PilotSettings(Settings):
@@ -282,6 +282,13 @@ class PilotSettings(Settings):
             if len(set(values)) != len(values):
                 raise ValueError(f"{key} lists a value twice: {values}")
         return self
+
+    def mix_of(self, arm: str) -> MixSettings | None:
+        """Return how an arm's mixes are drawn: as it says, else as its generator was trained; None: no mixing."""
+        settings = self.arms[arm]
+        if settings.mix is None and settings.generator is not None:
+            return self.generators[settings.generator].mix
+        return settings.mix
 
     def classifier_of(self, arm: str) -> ClassifierSettings:
         """Return the classifier settings of an arm: the common ones with its own changes. Raises ValueError."""

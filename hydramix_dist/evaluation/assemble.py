@@ -50,11 +50,14 @@ def arm_infos(settings: PilotSettings) -> tuple[ArmInfo, ...]:
 
     def info(name: str) -> ArmInfo:
         arm = settings.arms[name]
-        if arm.generator is None:
-            return ArmInfo(name=name, augmentation=arm.augmentation)
-        mix = settings.generators[arm.generator].mix
+        mix = settings.mix_of(name)
         return ArmInfo(
-            name=name, augmentation=arm.augmentation, generator=arm.generator, count=mix.count, mask=mix.mask.kind
+            name=name,
+            augmentation=arm.augmentation,
+            generator=arm.generator,
+            count=None if mix is None else mix.count,
+            mask=None if mix is None else mix.mask.kind,
+            classifier=arm.classifier,
         )
 
     return tuple(info(name) for name in settings.arms)

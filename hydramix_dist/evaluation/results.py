@@ -32,14 +32,17 @@ class ArmInfo(Record):
 
     name: str
     augmentation: Annotated[str, Field(description="augmentation of the real images")]
-    generator: Annotated[str | None, Field(description="key of its generator's settings; null: no mixing")] = None
+    generator: Annotated[
+        str | None, Field(description="key of its generator's settings; null: no mixing, or mixing of pixels")
+    ] = None
     count: Annotated[int | None, Field(description="K, images in one mix; null: no mixing")] = None
     mask: Annotated[str | None, Field(description="kind of mask; null: no mixing")] = None
+    classifier: Annotated[dict[str, Any], Field(description="classifier settings that this arm alone has")] = {}
 
     @property
     def mixing(self) -> bool:
-        """Return whether this arm trains on mixed images."""
-        return self.generator is not None
+        """Return whether this arm trains on mixed images, a generator's or mixes of pixels."""
+        return self.count is not None
 
 
 class DataSummary(Record):

@@ -83,17 +83,14 @@ def masks_from_regions(regions: Regions, mix: MixSettings, feature_side: int) ->
     """Return m_BKhw, float32, from the regions of `draw_regions`.
 
     `nearest`: the pixel that nearest interpolation picks (ChimeraMix). `area`: mean over the cell's box (docs/method.md
-    13.4, our choice). `smooth`: as `nearest`, then the mean over 3 x 3 cells (our choice).
+    13.4, our choice).
     """
     map_BHW = regions.map_BHW
     if mix.mask.downsample == "area":
         return F.adaptive_avg_pool2d(_weights(map_BHW, regions.weights_BLK, mix.count), feature_side)
     rows = _nearest_index(map_BHW.shape[1], feature_side).to(map_BHW.device)
     columns = _nearest_index(map_BHW.shape[2], feature_side).to(map_BHW.device)
-    m_BKhw = _weights(map_BHW[:, rows[:, None], columns], regions.weights_BLK, mix.count)
-    if mix.mask.downsample == "nearest":
-        return m_BKhw
-    return F.avg_pool2d(F.pad(m_BKhw, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
+    return _weights(map_BHW[:, rows[:, None], columns], regions.weights_BLK, mix.count)
 
 
 def _weights(map_Bhw: Tensor, weights_BLK: Tensor | None, count: int) -> Tensor:

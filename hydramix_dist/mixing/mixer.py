@@ -3,8 +3,6 @@
 Legend: B batch, K images in a mix, C channels, H W pixels, D feature channels, h w feature cells.
 """
 
-from typing import Literal
-
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -13,10 +11,9 @@ from torch import Tensor
 
 from hydramix_dist.config.schema import Augmentation, MixSettings
 from hydramix_dist.data.shots import ShotSet
-from hydramix_dist.data.trivial_augment import apply_trivial, draw_trivial
 from hydramix_dist.mixing.compose import Composer
 from hydramix_dist.models.generator import Generator, mix_features
-from hydramix_dist.models.pixels import to_float, to_uint8
+from hydramix_dist.models.pixels import to_float
 
 
 class PixelMixing:
@@ -46,19 +43,13 @@ class Mixer:
         augmentation: Augmentation,
         *,
         bf16: bool,
-        augment: Literal["sources", "mixes", "both"] = "sources",
     ) -> None:
-        """Take a trained generator and a shot set at its side, both on one device.
-
-        `augment`: TrivialAugment, where the augmentation is that, acts on the sources, on the mixes, or on both.
-        """
+        """Take a trained generator and a shot set at its side, both on one device."""
         self._generator = generator
         if isinstance(generator, Generator):
             generator.eval().requires_grad_(False)
-        self._bf16, self._seed = bf16, seed
-        at_sources = augmentation if augment != "mixes" else "basic"
-        self._composer = Composer(shots, mix, generator.feature_side, seed, "mixer", at_sources)
-        self._trivial_mixes = augmentation == "trivial" and augment != "sources"
+        self._bf16 = bf16
+        self._composer = Composer(shots, mix, generator.feature_side, seed, "mixer", augmentation)
 
     @torch.no_grad()
     def mix(self, anchors_B: Tensor, numbers: npt.NDArray[np.int64], step: int, side: int) -> Tensor:
@@ -70,9 +61,7 @@ class Mixer:
             f_BDhw = mix_features(f_NDhw[composition.sources_BK], composition.mask_BKhw)
             mixed_BCHW = self._generator.decode(f_BDhw)
         mixed_BCHW = mixed_BCHW.float()
-        if mixed_BCHW.shape[-1] != side:
-            # ChimeraMix: bilinear with aligned corners between the generator's side and the classifier's.
-            mixed_BCHW = F.interpolate(mixed_BCHW, size=side, mode="bilinear", align_corners=True)
-        if self._trivial_mixes:
-            mixed_BCHW = to_float(apply_trivial(to_uint8(mixed_BCHW), draw_trivial(self._seed, "mixes", numbers, 1)))
-        return mixed_BCHW
+        if mixed_BCHW.shape[-1] == side:
+            return mixed_BCHW
+        # ChimeraMix: bilinear with aligned corners between the generator's side and the classifier's.
+        return F.interpolate(mixed_BCHW, size=side, mode="bilinear", align_corners=True)

@@ -123,7 +123,6 @@ class ClassifierTask:
             self.seed,
             self.method.augmentation,
             bf16=self.runtime.precision == "bf16",
-            augment=self.method.augment,
         )
 
 

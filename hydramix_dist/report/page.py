@@ -121,9 +121,12 @@ def describe(arm: ArmInfo) -> str:
     augmentation = {"basic": "crop and flip", "trivial": "crop, flip and TrivialAugment"}.get(
         arm.augmentation, arm.augmentation
     )
-    return (
-        f"{augmentation}; mixes of {arm.count} images, {arm.mask} mask" if arm.mixing else f"{augmentation}; no mixing"
-    )
+    mixing = "no mixing"
+    if arm.mixing:
+        what = "mixes" if arm.generator else "mixes of the pixels"
+        mixing = f"{what} of {arm.count} images, {arm.mask} mask"
+    own = [f"{key} {value}" for key, value in arm.classifier.items()]
+    return "; ".join([augmentation, mixing, *(["its own classifier settings: " + ", ".join(own)] if own else [])])
 
 
 def summary_of(results: PilotResults, arm: str, shots: int) -> ArmSummary | None:

@@ -82,14 +82,12 @@ class ClassifierTraining:
         anchors_B = self._order.items(numbers)
         anchors_B = anchors_B.to(self._device)
         mixer = self._inputs.mixer
-        smoothing = 0.0
         if mixer is not None and self._is_mixed(step):
             x_BCHW = mixer.mix(anchors_B, numbers, step, self._settings.side)
-            smoothing = self._settings.mix_smoothing
         else:
             draws = self._augmenter.draw(numbers, 1)
             x_BCHW = to_float(draws.apply(self._images_NCHW[anchors_B][:, None])[:, 0])
-        return {"images": x_BCHW, "labels": self._labels_N[anchors_B], "step": step, "smoothing": smoothing}
+        return {"images": x_BCHW, "labels": self._labels_N[anchors_B], "step": step}
 
     def evaluate(self, images: int) -> Mapping[str, float]:
         """Return accuracies in [0, 1] on the test images and, where there is one, the validation part."""
@@ -110,8 +108,7 @@ class ClassifierTraining:
         return predict(self._network, held_out.images_NCHW, self._runtime, self._device)
 
     def _is_mixed(self, step: int) -> bool:
-        done = step * self._settings.batch / self._settings.images
-        if not self._settings.mix_from <= done < self._settings.mix_until:
+        if step * self._settings.batch >= self._settings.mix_until * self._settings.images:
             return False
         return float(uniform(self._seed, "classifier/mixed", [step], 1)) < self._settings.mix_share
 
@@ -126,7 +123,7 @@ class ClassifierTraining:
         torch.manual_seed(derived_seed(self._seed, f"classifier/dropout-{rank}", batch["step"]))
         with autocast(self._runtime, self._device):
             logits = self._network(batch["images"])
-        loss = F.cross_entropy(logits.float(), batch["labels"], label_smoothing=batch["smoothing"])
+        loss = F.cross_entropy(logits.float(), batch["labels"])
         correct = (logits.detach().argmax(1) == batch["labels"]).float().mean()
         return loss, {"loss_cross_entropy": loss, "train_accuracy_ratio": correct}
 

@@ -164,6 +164,41 @@ def test_a_segment_kind_without_segments_is_refused() -> None:
         draw_masks(None, mix_of("segments-independent"), range(2), 0, 0, 8)
 
 
+# Shares.
+
+
+@pytest.mark.parametrize("downsample", ["nearest", "area"])
+@pytest.mark.parametrize("kind", ["whole", "grid", "segments-independent"])
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_shares_sum_to_one_and_are_constant_on_a_region(kind: MaskKind, downsample: Downsample, count: int) -> None:
+    mix = MixSettings(count=count, mask=MaskSettings(kind=kind, assign="shares", downsample=downsample))
+    segments = blocks(6, 32, 9, 2)
+    regions = draw_regions(segments, mix, range(6), 0, 0, 8)
+    assert regions.weights_BLK is not None
+    torch.testing.assert_close(regions.weights_BLK.sum(2), torch.ones(regions.weights_BLK.shape[:2]))
+    mask = masks_from_regions(regions, mix, 8)
+    assert mask.shape == (6, count, 8, 8) and mask.dtype == torch.float32 and mask.min() >= 0
+    torch.testing.assert_close(mask.sum(1), torch.ones(6, 8, 8))
+    if downsample == "nearest":
+        cells = F.interpolate(regions.map_BHW[:, None].float(), size=8, mode="nearest")[:, 0].long()
+        for b, y, x in ((0, 0, 0), (3, 7, 2), (5, 4, 4)):
+            assert torch.equal(mask[b, :, y, x], regions.weights_BLK[b, cells[b, y, x]])
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_shares_are_uniform_on_the_simplex(count: int) -> None:
+    mix = MixSettings(count=count, mask=MaskSettings(kind="whole", assign="shares"))
+    shares = draw_masks(None, mix, range(4000), 0, 0, 4)[:, :, 0, 0].numpy()
+    for k in range(count):  # each coordinate of a uniform point on the simplex is Beta(1, K - 1)
+        assert stats.kstest(shares[:, k], stats.beta(1, count - 1).cdf).pvalue > 1e-4
+
+
+def test_a_whole_image_without_shares_comes_from_one_source() -> None:
+    mask = draw_masks(None, mix_of("whole", 3), range(600), 0, 0, 4)
+    assert torch.equal(mask.flatten(2).amax(2), mask.flatten(2).amin(2))
+    assert stats.chisquare(mask[:, :, 0, 0].sum(0).numpy()).pvalue > 1e-4
+
+
 # The grid kinds.
 
 

@@ -16,7 +16,7 @@ from hydramix_dist.config.schema import Augmentation, GeneratorSettings
 from hydramix_dist.data.shots import ShotSet
 from hydramix_dist.errors import UserError
 from hydramix_dist.mixing.compose import Composer, Composition
-from hydramix_dist.mixing.mixer import Mixer
+from hydramix_dist.mixing.mixer import Mixer, PixelMixing
 from hydramix_dist.mixing.record import Rendered, image_sha256, make_record, render
 from hydramix_dist.mixing.transform import HydraMixTransform
 from hydramix_dist.models.generator import mix_features
@@ -30,6 +30,8 @@ MIXES: list[dict[str, Any]] = [
     {"count": 4, "mask": {"kind": "grid", "downsample": "area"}},
     {"count": 2, "mask": {"kind": "chimera-grid"}},
     {"count": 1},
+    {"count": 3, "mask": {"kind": "whole", "assign": "shares"}},
+    {"count": 3, "mask": {"assign": "shares", "downsample": "area"}},
 ]
 SHOTS = tiny.shot_set((4, 3))
 IMAGES = dict(zip(SHOTS.ids, SHOTS.images_NCHW, strict=True))
@@ -49,7 +51,7 @@ def fields(composition: Composition, index: int) -> list[Tensor]:
     """All that mix `index` is made of."""
     c, of_view = composition, composition.sources_BK[index]
     views = c.draws.at(of_view).views
-    of_mix = [field[index] for field in (c.layout_B, c.regions.map_BHW, c.mask_BKhw)]
+    of_mix = [field[index] for field in (c.layout_B, c.regions.map_BHW, c.mask_BKhw)]  # the mask holds the weights
     return [*of_mix, c.rows_N[of_view], c.images_NCHW[of_view], views.oy, views.ox, views.flip]
 
 
@@ -77,7 +79,7 @@ def test_composition_is_what_its_parts_say(first: int, mix: dict[str, Any], augm
     assert torch.equal(c.images_NCHW, c.draws.apply(SHOTS.images_NCHW[c.rows_N]))
     assert bool((c.mask_BKhw >= 0).all())
     torch.testing.assert_close(c.mask_BKhw.sum(1), torch.ones_like(c.mask_BKhw[:, 0]))
-    if "grid" in settings.mix.mask.kind or SHOTS.segments_NHW is None:
+    if "segments" not in settings.mix.mask.kind or SHOTS.segments_NHW is None:
         return
     for i in range(3):
         view_1 = c.sources_BK[i, c.layout_B[i]][None]
@@ -116,6 +118,17 @@ def test_mask_on_one_image_alone_is_its_reconstruction(k: int) -> None:
     f_1Dhw = mix_features(f_KDhw[None], m_1Khw)
     assert torch.equal(f_1Dhw[0], f_KDhw[k])
     assert torch.equal(generator.network.decode(f_1Dhw)[0], generator.network.decode(f_KDhw[k : k + 1])[0])
+
+
+def test_pixels_are_mixed_where_there_is_no_generator() -> None:
+    mix = tiny.generator_settings(mix={"count": 2, "mask": {"kind": "whole", "assign": "shares"}}).mix
+    anchors, numbers = torch.tensor([0, 5]), np.array([10, 11])
+    mixed = Mixer(PixelMixing(tiny.SIDE), SHOTS, mix, 1, "basic", bf16=False).mix(anchors, numbers, 0, tiny.SIDE)
+    c = Composer(SHOTS, mix, tiny.SIDE, 1, "mixer").compose(anchors, numbers, 0)
+    x_BKCHW = to_float(c.images_NCHW)[c.sources_BK]
+    shares_BK = c.mask_BKhw[:, :, 0, 0]
+    assert torch.equal(c.mask_BKhw, shares_BK[:, :, None, None].expand_as(c.mask_BKhw)), "one share for the whole image"
+    torch.testing.assert_close(mixed, (shares_BK[:, :, None, None, None] * x_BKCHW).sum(1))
 
 
 def test_mixer_reduces_to_the_side_asked_for_in_range_and_without_gradient() -> None:
@@ -182,6 +195,14 @@ def test_other_weights_are_refused() -> None:
     record = record_of(settings, [2], 0, "basic")
     with pytest.raises(UserError, match="cannot be made again without the recorded weights"):
         render(record, tiny.trained_generator(settings, seed=4), IMAGES)
+
+
+def test_record_from_before_masks_had_shares_is_still_read() -> None:
+    settings = tiny.generator_settings()
+    record = record_of(settings, [2], 0, "basic")
+    old = {key: value for key, value in record.items() if key != "weights"}
+    generator = tiny.trained_generator(settings)
+    assert same(render(old, generator, IMAGES), render(record, generator, IMAGES))
 
 
 def test_missing_source_is_named() -> None:

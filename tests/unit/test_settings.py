@@ -52,7 +52,7 @@ def test_the_frozen_list_holds_every_leaf_of_the_resolved_settings() -> None:
     settings = PilotSettings()
 
     def leaves(tree: Any, path: str = "") -> list[str]:
-        if not isinstance(tree, dict):
+        if not isinstance(tree, dict) or not tree:
             return [path]
         named = path in ("generators", "arms")
         return [leaf for key in tree for leaf in leaves(tree[key], f"{path}.{'<name>' if named else key}".lstrip("."))]
@@ -239,6 +239,12 @@ def test_a_broken_override_is_an_answer(assignment: str, said: str) -> None:
         ({"shots": [5, 5]}, "shots lists a value twice"),
         ({"seeds": [1, 1]}, "seeds lists a value twice"),
         ({"shots": [4], "validation": 0.2}, "a validation part needs at least 5 images a class, shots has 4"),
+        ({"arms": {"a": {"classifier": {"imags": 5}}}}, "arms.a.classifier.imags: Extra inputs are not permitted"),
+        ({"arms": {"a": {"classifier": {"optimizer": {"lr": 0}}}}}, "arms.a.classifier.optimizer.lr: Input should"),
+        ({"generators": {"g": {"group": 3}}}, "batch 64 is not a multiple of group 3"),
+        ({"generators": {"g": {"group": 2}}}, "group 2 is below mix.count 3"),
+        ({"generators": {"g": {"group": 4, "mix": {"self_pairs": True}}}}, "mix.self_pairs needs group null"),
+        ({"arms": {"a": {"mix": {"mask": {"kind": "grid", "assign": "shares", "grid": 0}}}}}, "'arms.a.mix.mask.grid'"),
         ({"arms": {"a": {"generator": "mine"}}}, "arms.a.generator 'mine' is not under generators (known: hydramix)"),
         ({"generators": {"g": {"milestones": [0.5, 7.0]}}}, "'generators.g.milestones.1': "),
         ({"generators": {"g": {"network": {"side": 30}}}}, "side 30 is not divisible by 8"),

@@ -272,6 +272,14 @@ def test_share_of_mixed_batches_is_honoured_batch_by_batch(share: float) -> None
     assert abs(sum(mixed) - share * steps) <= 4 * math.sqrt(steps * share * (1 - share))
 
 
+def test_no_batch_is_mixed_after_the_share_of_the_training_that_the_settings_say() -> None:
+    settings = tiny.classifier_settings(batch=2, mix_share=1.0, mix_until=0.7, images=40)
+    plain = tiny.classifier_training(settings, tiny.classifier_inputs(mixed=False))
+    training = tiny.classifier_training(settings)
+    mixed = [not torch.equal(training.batch(s)["images"], plain.batch(s)["images"]) for s in range(20)]
+    assert mixed == [True] * 14 + [False] * 6
+
+
 def test_mixed_batches_carry_the_anchors_labels_and_no_gradient() -> None:
     training = tiny.classifier_training(tiny.classifier_settings(mix_share=1.0))
     plain = tiny.classifier_training(tiny.classifier_settings(mix_share=0.0))
