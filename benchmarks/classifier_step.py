@@ -1,0 +1,99 @@
+"""What mixing adds to the training of a classifier, for each arm of a preset that mixes.
+
+The plain step is that of the same classifier and augmentation without mixing, the mixed one shows a mixed batch in
+every step; a training takes the configured share of them, so the mean at that share is what counts. The bound is the
+same ratio of arithmetic: K encodes and a decode for each image, forward only, beside the classifier's forward and
+backward. Run: `python benchmarks/classifier_step.py [--preset quick]` (half a minute on one core).
+"""
+
+import numpy as np
+import torch
+from common import (
+    Step,
+    gigaflop,
+    interleaved,
+    machine,
+    one_step,
+    parser,
+    photographs_like,
+    prepare,
+    preset,
+    quartiles,
+    record,
+    show,
+)
+
+from hydramix_dist.config.schema import PilotSettings
+from hydramix_dist.mixing.mixer import Mixer, PixelMixing
+from hydramix_dist.models.generator import Generator
+from hydramix_dist.models.placement import placed
+from hydramix_dist.training.classifier import ClassifierInputs, ClassifierTraining, HeldOut
+
+
+def main() -> None:
+    """Measure, and print a table and a JSON line."""
+    command = parser(__doc__, repeats=40)
+    command.add_argument("--preset", default="quick", help="name of a preset, or a YAML file (default quick)")
+    arguments = command.parse_args()
+    device, settings = prepare(arguments), preset(arguments.preset)
+    arms = [name for name in settings.arms if settings.mix_of(name) is not None]
+
+    steps: dict[str, Step] = {}
+    for arm in arms:
+        steps[f"{arm}: real images"] = _step(settings, arm, None, device)
+        steps[f"{arm}: mixed images"] = _step(settings, arm, _mixer(settings, arm, device), device)
+    work = {name: gigaflop(step) for name, step in steps.items()}
+    times = interleaved(steps, arguments.repeats, device, warm_up=3)
+
+    rows, ratios = [], {}
+    for arm in arms:
+        classifier = settings.classifier_of(arm)
+        share = classifier.mix_share * classifier.mix_until
+        plain, mixed = f"{arm}: real images", f"{arm}: mixed images"
+        mean = times[plain] * (1 - share) + times[mixed] * share
+        ratio, bound = mean.over(times[plain]), 1 - share + share * work[mixed] / work[plain]
+        ratios[arm] = {"share": share, "bound": bound, "ratio": ratio}
+        rows.append(
+            {
+                "arm": arm,
+                "plain ms": quartiles(times[plain].wall, 1),
+                "mixed ms": quartiles(times[mixed].wall, 1),
+                "share": f"{share:g}",
+                "mean ms": f"{np.median(mean.wall):.1f}",
+                "mean / plain": quartiles(ratio.wall),
+                "by CPU time": quartiles(ratio.cpu),
+                "bound": f"{bound:.2f}",
+            }
+        )
+    title = f"classifier step, {settings.classifier.network}, batch {settings.classifier.batch}, {machine(device)}"
+    show(title, rows)
+    record("classifier_step", machine=machine(device), preset=arguments.preset, gigaflop=work, ms=times, ratios=ratios)
+
+
+def _step(settings: PilotSettings, arm: str, mixer: Mixer | None, device: torch.device) -> Step:
+    """Return the step of an arm's classifier: on real images without a mixer, else on mixed ones."""
+    classifier = settings.classifier_of(arm).model_copy(update={"mix_share": 1.0, "mix_until": 1.0})
+    shots = photographs_like(classifier.side)
+    held_out = HeldOut(shots.images_NCHW, shots.labels_N)
+    inputs = ClassifierInputs(shots, settings.arms[arm].augmentation, mixer, held_out, None)
+    return one_step(ClassifierTraining(classifier, settings.runtime, inputs, 0, device, {}))
+
+
+def _mixer(settings: PilotSettings, arm: str, device: torch.device) -> Mixer:
+    """Return an arm's mixer; its generator is untrained, which its speed does not mind."""
+    mix, trained = settings.mix_of(arm), settings.arms[arm].generator
+    assert mix is not None
+    generator: Generator | PixelMixing
+    if trained is None:
+        side = settings.classifier_of(arm).side
+        generator = PixelMixing(side)
+    else:
+        network = settings.generators[trained].network
+        side = network.side
+        generator = placed(Generator(network), device, channels_last=settings.runtime.channels_last)
+    shots, bf16 = photographs_like(side).to(device), settings.runtime.precision == "bf16"
+    return Mixer(generator, shots, mix, 0, settings.arms[arm].augmentation, bf16=bf16)
+
+
+if __name__ == "__main__":
+    main()
