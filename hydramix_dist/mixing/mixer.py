@@ -12,7 +12,7 @@ from torch import Tensor
 from hydramix_dist.config.schema import Augmentation, MixSettings
 from hydramix_dist.data.shots import ShotSet
 from hydramix_dist.mixing.compose import Composer
-from hydramix_dist.models.generator import Generator, mix_features
+from hydramix_dist.models.generator import Generator, mix_features, sources_of
 from hydramix_dist.models.pixels import to_float
 
 
@@ -58,7 +58,7 @@ class Mixer:
         x_NCHW = to_float(composition.images_NCHW)
         with torch.autocast(x_NCHW.device.type, torch.bfloat16, enabled=self._bf16):
             f_NDhw = self._generator.encode(x_NCHW)
-            f_BDhw = mix_features(f_NDhw[composition.sources_BK], composition.mask_BKhw)
+            f_BDhw = mix_features(sources_of(f_NDhw, composition.sources_BK), composition.mask_BKhw)
             mixed_BCHW = self._generator.decode(f_BDhw)
         mixed_BCHW = mixed_BCHW.float()
         if mixed_BCHW.shape[-1] == side:

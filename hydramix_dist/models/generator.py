@@ -59,6 +59,12 @@ def mix_features(f_BKDhw: Tensor, m_BKhw: Tensor) -> Tensor:
     return (f_BKDhw * m_BKhw.unsqueeze(2)).sum(dim=1).to(f_BKDhw.dtype)
 
 
+def sources_of(f_NDhw: Tensor, sources_BK: Tensor) -> Tensor:
+    """Return f_BKDhw, the features of the K images that each mix is made of."""
+    # Not f[sources]: the backward pass of index_select is some three times as fast.
+    return f_NDhw.index_select(0, sources_BK.flatten()).unflatten(0, sources_BK.shape)
+
+
 class ResidualBlock(nn.Module):
     """Input plus two normalised 3x3 convolutions, a ReLU between them, none after the sum."""
 

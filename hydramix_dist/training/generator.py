@@ -19,7 +19,7 @@ from hydramix_dist.data.draws import Order, integers, uniform
 from hydramix_dist.data.shots import ShotSet
 from hydramix_dist.mixing.compose import Composer
 from hydramix_dist.models.discriminator import Discriminator
-from hydramix_dist.models.generator import Generator, mix_features
+from hydramix_dist.models.generator import Generator, mix_features, sources_of
 from hydramix_dist.models.pixels import to_float
 from hydramix_dist.models.placement import placed
 from hydramix_dist.store.run import digest
@@ -106,7 +106,7 @@ class GeneratorTraining:
         x_NCHW = batch["views"]
         with autocast(self._runtime, self._device):
             f_NDhw = self._generator.encode(x_NCHW)
-            f_BDhw = mix_features(f_NDhw[batch["sources"]], batch["mask"])
+            f_BDhw = mix_features(sources_of(f_NDhw, batch["sources"]), batch["mask"])
             # The N reconstructions and the mixes in one batch, each needed by a loss.
             decoded = self._generator.decode(torch.cat((f_NDhw, f_BDhw)))
             reconstructed_NCHW, mixed_BCHW = decoded[: len(x_NCHW)], decoded[len(x_NCHW) :]

@@ -63,11 +63,13 @@ def test_the_table_of_presets_is_the_presets() -> None:
             "trainings: generators + classifiers": f"{runs * len(preset.generators)} + {runs * len(preset.arms)}",
             "generator: side, width": f"{generator.network.side} px, {generator.network.width}",
             "generator: mixes seen, steps": length(generator.images, generator.batch),
+            "generator of `hydramix`: mixes that share sources": str(generator.group or "none"),
             "generator: rate, drops at": f"{generator.optimizer.lr:g}, {drops}",
             "discriminator of `hydramix`": generator.discriminator.score + augmented,
             "segments of `hydramix`: scale, least size": f"{generator.segments.scale:g}, {generator.segments.min_size}",
             "classifier, side": f"{classifier.network}, {classifier.side} px",
             "classifier: images seen, steps": length(classifier.images, classifier.batch),
+            "classifier of `hydramix`: mixes until": f"{preset.classifier_of('hydramix').mix_until:.0%}",
             "classifier: rate, weight decay, dropout": (
                 f"{classifier.optimizer.lr:g}, {classifier.optimizer.weight_decay:g}, {classifier.dropout:g}"
             ),
