@@ -309,3 +309,11 @@ def test_generator_settings_are_whole_without_any_key() -> None:
 @pytest.mark.parametrize(("word", "hint"), [("clasifier", " (did you mean 'classifier'?)"), ("zzz", "")])
 def test_the_nearest_word_is_suggested_only_where_it_is_near(word: str, hint: str) -> None:
     assert nearest(word, ["classifier", "seeds"]) == hint
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "benchmarks").rglob("*.yaml")), ids=lambda path: path.name)
+def test_every_comparison_of_the_benchmarks_can_be_run(path: Path) -> None:
+    settings = build(PilotSettings, read_yaml(path), str(path))
+    assert {settings.mix_of(name) is not None for name in settings.arms} == {True, False}, (
+        "arms with and without mixing"
+    )

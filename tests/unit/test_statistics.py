@@ -84,7 +84,10 @@ def test_family_is_mixing_against_plain_and_all_against_baseline_once_each():
 
 
 def test_no_pair_comes_up_in_both_directions():
-    arms = (ArmInfo(name="baseline", augmentation="basic", generator="g", count=3), ArmInfo(name="plain", augmentation="basic"))
+    arms = (
+        ArmInfo(name="baseline", augmentation="basic", generator="g", count=3),
+        ArmInfo(name="plain", augmentation="basic"),
+    )
     assert list(comparisons(arms)) == [("baseline", "plain")]
 
 
