@@ -111,11 +111,18 @@ def _chosen_arms(arms: dict[str, Any], text: str) -> dict[str, Any]:
 
 
 def _set_mix(tree: dict[str, Any], count: int) -> None:
-    """Set K in every generator whose mask is not ChimeraMix's, which is defined for two images."""
+    """Set K in every generator whose mask is not ChimeraMix's, which is defined for two images.
+
+    A group that would be too small for it becomes the next larger one that divides the batch.
+    """
     for generator in tree.get("generators", {}).values():
         mix = generator.setdefault("mix", {})
-        if not str(mix.get("mask", {}).get("kind", "")).startswith("chimera"):
-            mix["count"] = count
+        if str(mix.get("mask", {}).get("kind", "")).startswith("chimera"):
+            continue
+        mix["count"] = count
+        group, batch = generator.get("group"), generator.get("batch", 0)
+        if isinstance(group, int) and isinstance(batch, int) and group < count:
+            generator["group"] = next((size for size in range(count, batch + 1) if batch % size == 0), None)
 
 
 def _default_out(data: str | None, preset: str, settings: PilotSettings) -> str:
