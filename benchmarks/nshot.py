@@ -1,7 +1,7 @@
 """Does mixing add to the strong simple augmentations? The comparisons behind docs/results.md.
 
-    python benchmarks/nshot.py benchmarks/nshot/choose-masks.yaml DATA      settings, chosen on validation parts
-    python benchmarks/nshot.py benchmarks/nshot/compare.yaml DATA           the committed settings, on test images
+    python benchmarks/nshot.py benchmarks/nshot/choose.yaml DATA     candidates, judged on validation parts
+    python benchmarks/nshot.py benchmarks/nshot/compare.yaml DATA    the committed settings, on test images
 
 Runs a preset as `hydramix pilot` does, in `--out` (runs/nshot/... by default), resumable, and prints for each arm its
 mean and deviation over the seeds, the paired difference from the reference arm with its 95 % interval, and its time.

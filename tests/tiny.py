@@ -248,6 +248,7 @@ PILOT: dict[str, Any] = {
             "discriminator": {"width": 4},
             "mix": {"count": 3},
             "batch": 4,
+            "group": 4,
             "images": 240,
         }
     },

@@ -10,7 +10,7 @@ from rich.table import Table
 from hydramix_dist.cli.console import LiveDisplay, error_console, print_json
 from hydramix_dist.cli.options import whole_numbers
 from hydramix_dist.config.load import build, configs_root, dump, override, read_yaml
-from hydramix_dist.config.schema import PilotSettings
+from hydramix_dist.config.schema import GeneratorSettings, PilotSettings
 from hydramix_dist.errors import UserError, nearest
 from hydramix_dist.evaluation.results import PilotResults, load_results
 from hydramix_dist.orchestration.pilot import find_finished, read_stored, run_pilot
@@ -62,6 +62,7 @@ def _settings(
     ready = read_yaml(path)
     tree: dict[str, Any] = override(ready, assignments)
     _check_new_generators(tree, ready)
+    _check_new_arms(tree, ready)
     if shots is not None:
         tree["shots"] = whole_numbers("--shots", shots)
     if seeds is not None:
@@ -102,6 +103,18 @@ def _check_new_generators(tree: dict[str, Any], ready: dict[str, Any]) -> None:
             )
 
 
+def _check_new_arms(tree: dict[str, Any], ready: dict[str, Any]) -> None:
+    """Raise UserError for an arm that --set has made by giving classifier settings to a name that is not there."""
+    known = list(ready.get("arms") or {})
+    for name, arm in (tree.get("arms") or {}).items():
+        # An arm that is meant says how it differs; one with nothing but classifier settings was meant for another.
+        if name not in known and isinstance(arm, dict) and set(arm) <= {"classifier"}:
+            raise UserError(
+                f"--set arms.{name}: there is no arm of that name{nearest(str(name), known)}; there are "
+                f"{', '.join(known)}. A new arm needs its augmentation, as arms.{name}.augmentation=basic"
+            )
+
+
 def _chosen_arms(arms: dict[str, Any], text: str) -> dict[str, Any]:
     wanted = [name.strip() for name in text.split(",") if name.strip()]
     for name in wanted:
@@ -120,7 +133,7 @@ def _set_mix(tree: dict[str, Any], count: int) -> None:
         if str(mix.get("mask", {}).get("kind", "")).startswith("chimera"):
             continue
         mix["count"] = count
-        group, batch = generator.get("group"), generator.get("batch", 0)
+        group, batch = generator.get("group"), generator.get("batch", GeneratorSettings().batch)
         if isinstance(group, int) and isinstance(batch, int) and group < count:
             generator["group"] = next((size for size in range(count, batch + 1) if batch % size == 0), None)
 

@@ -4,6 +4,7 @@ import copy
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import UnionType
 from typing import Any, TypeVar
 
 import yaml
@@ -145,6 +146,8 @@ def _fields_at(model: type[BaseModel], path: Sequence[Any]) -> list[str]:
     for part in path:
         if isinstance(section, type) and issubclass(section, BaseModel):
             section = section.model_fields[part].annotation
+            if isinstance(section, UnionType):  # Section | None
+                section = section.__args__[0]
         else:  # dict[str, Section]: the part is a name the user chose
             section = section.__args__[1]
     return sorted(section.model_fields)

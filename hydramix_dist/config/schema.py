@@ -9,6 +9,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from hydramix_dist.errors import nearest
+
 Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Weight = Annotated[float, Field(ge=0.0)]
@@ -147,7 +149,11 @@ class GeneratorSettings(Settings):
     batch: Annotated[int, Field(ge=1, description="mixes a step, over all workers")] = 64
     group: Annotated[
         int | None,
-        Field(ge=1, description="mixes that share as many images of one class; null: each mix has its own sources"),
+        Field(
+            ge=1,
+            description="mixes that share as many images of one class: a divisor of batch, at least mix.count; null: "
+            "each mix has its own sources",
+        ),
     ] = None
     images: Annotated[int, Field(ge=1, description="length of the training: mixes seen")] = 1_000_000
     milestones: Annotated[
@@ -167,9 +173,12 @@ class GeneratorSettings(Settings):
         if self.group is None:
             return self
         if self.batch % self.group:
-            raise ValueError(f"batch {self.batch} is not a multiple of group {self.group}")
+            raise ValueError(f"batch {self.batch} is not a multiple of group {self.group}; choose one, or group null")
         if self.group < self.mix.count:
-            raise ValueError(f"group {self.group} is below mix.count {self.mix.count}: a mix takes its images from it")
+            raise ValueError(
+                f"group {self.group} is below mix.count {self.mix.count}, and a mix takes its images from its group; "
+                f"set group to null or to a divisor of batch {self.batch} from {self.mix.count} on"
+            )
         if self.mix.self_pairs:
             raise ValueError("mix.self_pairs needs group null: in a group, a partner is another image of the group")
         return self
@@ -229,11 +238,11 @@ class ArmSettings(Settings):
 
     augmentation: Annotated[Augmentation, Field(description="crop and flip, or TrivialAugment before them")] = "basic"
     generator: Annotated[str | None, Field(description="key under `generators`; null: none is trained")] = None
-    mix: Annotated[
+    pixels: Annotated[
         MixSettings | None,
         Field(
-            description="how its mixes are drawn, keys as in `generators.<name>.mix`; null: as its generator was "
-            "trained. Without a generator pixels are mixed"
+            description="mixes of pixels instead of a generator's: keys as in `generators.<name>.mix`, segments with "
+            "the default settings; null: none"
         ),
     ] = None
     classifier: Annotated[
@@ -274,6 +283,8 @@ class PilotSettings(Settings):
             if arm.generator is not None and arm.generator not in self.generators:
                 known = ", ".join(self.generators) or "none"
                 raise ValueError(f"arms.{name}.generator '{arm.generator}' is not under generators (known: {known})")
+            if arm.generator is not None and arm.pixels is not None:
+                raise ValueError(f"arms.{name} has generator and pixels; an arm takes its mixes from one of them")
             self.classifier_of(name)
         if self.validation and min(self.shots) < 5:
             raise ValueError(f"a validation part needs at least 5 images a class, shots has {min(self.shots)}")
@@ -284,11 +295,9 @@ class PilotSettings(Settings):
         return self
 
     def mix_of(self, arm: str) -> MixSettings | None:
-        """Return how an arm's mixes are drawn: as it says, else as its generator was trained; None: no mixing."""
-        settings = self.arms[arm]
-        if settings.mix is None and settings.generator is not None:
-            return self.generators[settings.generator].mix
-        return settings.mix
+        """Return how an arm's mixes are drawn, its generator's or those of pixels; None: no mixing."""
+        generator = self.arms[arm].generator
+        return self.arms[arm].pixels if generator is None else self.generators[generator].mix
 
     def classifier_of(self, arm: str) -> ClassifierSettings:
         """Return the classifier settings of an arm: the common ones with its own changes. Raises ValueError."""
@@ -300,4 +309,10 @@ class PilotSettings(Settings):
         except ValidationError as error:
             first = error.errors()[0]
             key = ".".join(("arms", arm, "classifier", *(str(part) for part in first["loc"])))
-            raise ValueError(f"{key}: {first['msg']}") from error
+            if first["type"] == "extra_forbidden":
+                known = SgdSettings.model_fields if len(first["loc"]) > 1 else ClassifierSettings.model_fields
+                hint = nearest(str(first["loc"][-1]), known)
+                raise ValueError(f"unknown key '{key}'{hint}; allowed here: {', '.join(sorted(known))}") from error
+            raise ValueError(
+                f"{key}: {first['msg'].removeprefix('Value error, ')} (given: {first['input']})"
+            ) from error

@@ -56,7 +56,7 @@ def arm_infos(settings: PilotSettings) -> tuple[ArmInfo, ...]:
             augmentation=arm.augmentation,
             generator=arm.generator,
             count=None if mix is None else mix.count,
-            mask=None if mix is None else mix.mask.kind,
+            mask=None if mix is None else mix.mask.kind + (", shares" if mix.mask.assign == "shares" else ""),
             classifier=arm.classifier,
         )
 

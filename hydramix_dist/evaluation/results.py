@@ -36,7 +36,9 @@ class ArmInfo(Record):
         str | None, Field(description="key of its generator's settings; null: no mixing, or mixing of pixels")
     ] = None
     count: Annotated[int | None, Field(description="K, images in one mix; null: no mixing")] = None
-    mask: Annotated[str | None, Field(description="kind of mask; null: no mixing")] = None
+    mask: Annotated[
+        str | None, Field(description="kind of mask, and whether a region takes shares; null: no mixing")
+    ] = None
     classifier: Annotated[dict[str, Any], Field(description="classifier settings that this arm alone has")] = {}
 
     @property

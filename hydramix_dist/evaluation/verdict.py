@@ -70,6 +70,7 @@ def _answer(
         return Answer(shots=shots, outcome="nothing to compare", sentences=_NOTHING)
     outcome, pair = _decide(candidates)
     ours = at_shots[pair.arm]
+    of_pixels = any(arm.name == pair.arm and arm.generator is None for arm in arms)
     cost = (ours.seconds + ours.generator_seconds, reference.seconds)
     tested = sum(other.p_value is not None for other in family)
     return Answer(
@@ -78,7 +79,7 @@ def _answer(
         arm=pair.arm,
         reference=reference.arm,
         cost_ratio=cost[0] / cost[1] if cost[1] > 0 else None,
-        sentences=(_first_sentence(outcome, pair), _second_sentence(outcome, pair, tested, cost)),
+        sentences=(_first_sentence(outcome, pair, of_pixels=of_pixels), _second_sentence(outcome, pair, tested, cost)),
     )
 
 
@@ -99,15 +100,16 @@ def _significant(pair: PairResult) -> bool:
     return pair.p_holm is not None and pair.p_holm < ALPHA
 
 
-def _first_sentence(outcome: Outcome, pair: PairResult) -> str:
+def _first_sentence(outcome: Outcome, pair: PairResult, *, of_pixels: bool) -> str:
     harmed = _significant(pair) and pair.mean_difference < 0
     opening = {
         "helped": "Mixing helped",
         "did not help": "Mixing did not help, it made the result worse" if harmed else "Mixing did not help",
         "cannot tell": f"Cannot tell at this number of seeds ({len(pair.seeds)}) whether mixing helps",
     }[outcome]
+    arm = f"{pair.arm} (mixes of pixels, no generator)" if of_pixels else pair.arm
     return (
-        f"{opening}: with {images(pair.shots)}, {pair.arm} names {percent(pair.arm_mean)} of the test images "
+        f"{opening}: with {images(pair.shots)}, {arm} names {percent(pair.arm_mean)} of the test images "
         f"correctly, and {pair.reference}, the best method without mixing, {percent(pair.reference_mean)}."
     )
 

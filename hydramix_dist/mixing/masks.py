@@ -32,7 +32,7 @@ class Regions:
     """A mask before it is brought to feature cells.
 
     `map_BHW` (int64) says which region a pixel belongs to; `weights_BLK` (float32, sums to 1 over K) is what each
-    region takes of each source. Where that is None, a region is its source's number.
+    region takes of each source. Where that is None, `map_BHW` holds the numbers of sources.
     """
 
     map_BHW: Tensor
@@ -103,9 +103,8 @@ def _weights(map_Bhw: Tensor, weights_BLK: Tensor | None, count: int) -> Tensor:
 def _shares(width: int, count: int, numbers: Numbers, seed: int) -> Tensor:
     """Return weights_BLK: for each region a point drawn uniformly from the simplex (our choice)."""
     u_BLK = uniform(seed, "mask-shares", numbers, width * count).view(len(numbers), width, count)
-    parts_BLK = -torch.log(
-        u_BLK + 2.0**-33
-    )  # exponential draws, divided by their sum; never 0, for draws step by 2^-32
+    # Exponential draws divided by their sum. Draws are multiples of 2^-32: half of that keeps 0 out of the logarithm.
+    parts_BLK = -torch.log(u_BLK + 2.0**-33)
     return (parts_BLK / parts_BLK.sum(-1, keepdim=True)).float()
 
 

@@ -44,8 +44,8 @@ def make_record(
 ) -> dict[str, Any]:
     """Return the record of mix `index` of a composition drawn from a shot set with these `ids`."""
     sources_K = composition.sources_BK[index].cpu()
-    draws, weights_BLK = composition.draws.at(sources_K), composition.regions.weights_BLK
-    views, trivial = draws.views, draws.trivial
+    draws, map_HW = composition.draws.at(sources_K), composition.regions.map_BHW[index]
+    views, trivial, weights_BLK = draws.views, draws.trivial, composition.regions.weights_BLK
     return {
         "schema_version": SCHEMA_VERSION,
         "generator_sha256": generator.weights_sha256,
@@ -53,8 +53,8 @@ def make_record(
         "views": _rows(views.oy, views.ox, views.flip),
         "trivial": None if trivial is None else _rows(trivial.operation, trivial.level, trivial.negative),
         "layout": int(composition.layout_B[index]),
-        "mask": _png(composition.regions.map_BHW[index]),
-        "weights": None if weights_BLK is None else weights_BLK[index].tolist(),
+        "mask": _png(map_HW),
+        "weights": None if weights_BLK is None else weights_BLK[index, : int(map_HW.max()) + 1].tolist(),
     }
 
 
@@ -103,9 +103,10 @@ def _rows(*fields_K: Tensor) -> list[list[Any]]:
 
 
 def _png(map_HW: Tensor) -> str:
-    """Return a map of small integers as a base64 PNG: lossless, and some hundred bytes."""
+    """Return a map of small integers as a base64 PNG of 8 or, where they need it, 16 bits: lossless, some 100 bytes."""
     buffer = io.BytesIO()
-    Image.fromarray(map_HW.cpu().numpy().astype(np.uint8)).save(buffer, "PNG")
+    labels_HW = map_HW.cpu().numpy()
+    Image.fromarray(labels_HW.astype(np.uint8 if labels_HW.max() < 256 else np.uint16)).save(buffer, "PNG")
     return base64.b64encode(buffer.getvalue()).decode()
 
 

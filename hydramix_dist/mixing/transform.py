@@ -122,6 +122,6 @@ def _generator_folder(store: Store) -> Store:
     if record["kind"] == "classifier" and record["identity"].get("generator") and inside:
         return Store(pilot).child(f"generators/{record['identity']['generator']}")
     raise UserError(
-        f"{store.url} has no generator of its own; give the folder of a generator (generators/... of a pilot), or of a "
-        "classifier that trained on mixes"
+        f"{store.url} has no generator; give the folder of a generator (generators/... of a pilot), or of a classifier "
+        "that trained on a generator's mixes"
     )

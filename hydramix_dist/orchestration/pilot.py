@@ -20,6 +20,7 @@ from hydramix_dist.errors import Interrupted, UserError
 from hydramix_dist.evaluation.assemble import assemble
 from hydramix_dist.evaluation.probes import probe
 from hydramix_dist.evaluation.results import RESULTS_FILE, PilotResults, RunResult, save_results
+from hydramix_dist.mixing.masks import needs_segments
 from hydramix_dist.models.trained import load_generator
 from hydramix_dist.orchestration.collect import data_summary, run_result, subset_record
 from hydramix_dist.orchestration.plan import Plan, default_workers, make_plan
@@ -146,7 +147,7 @@ def _prepare(plan: Plan, settings: PilotSettings, dataset: Dataset, out: Store, 
     wanted |= {
         (t.settings.side, SegmentSettings())
         for t in plan.tasks.values()
-        if isinstance(t, ClassifierTask) and t.method.mix
+        if isinstance(t, ClassifierTask) and t.method.pixels is not None and needs_segments(t.method.pixels)
     }
     for side, segments in sorted(wanted, key=str):
         dataset.ensure_segments(side, segments, progress=display.progress)

@@ -17,6 +17,7 @@ from hydramix_dist.config.schema import (
 )
 from hydramix_dist.data.dataset import Dataset
 from hydramix_dist.data.shots import load_shots
+from hydramix_dist.mixing.masks import needs_segments
 from hydramix_dist.mixing.mixer import Mixer, PixelMixing
 from hydramix_dist.models.generator import Generator
 from hydramix_dist.models.placement import placed
@@ -105,25 +106,20 @@ class ClassifierTask:
         }
 
     def _mixer(self, dataset: Dataset) -> Mixer | None:
-        device, mix = prepare_device(self.runtime), self.method.mix
+        device, pixels = prepare_device(self.runtime), self.method.pixels
         generator: Generator | PixelMixing
         if self.generator_url is not None:
             trained = load_generator(Store(self.generator_url))
             generator = placed(trained.network, device, channels_last=self.runtime.channels_last)
-            side, segments, mix = trained.settings.network.side, trained.settings.segments, mix or trained.settings.mix
-        elif mix is not None:
-            side, segments = self.settings.side, SegmentSettings()
+            side, segments, mix = trained.settings.network.side, trained.settings.segments, trained.settings.mix
+        elif pixels is not None:
+            side, segments, mix = self.settings.side, SegmentSettings(), pixels
             generator = PixelMixing(side)
         else:
             return None
-        return Mixer(
-            generator,
-            load_shots(dataset, self.rows, side, segments).to(device),
-            mix,
-            self.seed,
-            self.method.augmentation,
-            bf16=self.runtime.precision == "bf16",
-        )
+        shots = load_shots(dataset, self.rows, side, segments if needs_segments(mix) else None)
+        bf16 = self.runtime.precision == "bf16"
+        return Mixer(generator, shots.to(device), mix, self.seed, self.method.augmentation, bf16=bf16)
 
 
 Task = GeneratorTask | ClassifierTask

@@ -1,7 +1,7 @@
 """The report page: one HTML file that needs nothing beside it and asks the network for nothing."""
 
 import base64
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -125,8 +125,16 @@ def describe(arm: ArmInfo) -> str:
     if arm.mixing:
         what = "mixes" if arm.generator else "mixes of the pixels"
         mixing = f"{what} of {arm.count} images, {arm.mask} mask"
-    own = [f"{key} {value}" for key, value in arm.classifier.items()]
+    own = [f"{key} {value}" for key, value in _leaves(arm.classifier)]
     return "; ".join([augmentation, mixing, *(["its own classifier settings: " + ", ".join(own)] if own else [])])
+
+
+def _leaves(tree: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{path}{key}.")
+        else:
+            yield f"{path}{key}", value
 
 
 def summary_of(results: PilotResults, arm: str, shots: int) -> ArmSummary | None:

@@ -60,6 +60,36 @@ def test_leaves_everything_it_promises(finished_pilot: FinishedPilot) -> None:
         assert where in finished_pilot.stdout
 
 
+def test_arms_that_mix_pixels_or_train_longer(image_folder: Path, tmp_path: Path) -> None:
+    arms = {
+        "baseline": {},
+        "longer": {"classifier": {"images": 96, "optimizer": {"lr": 0.01}}},
+        "pixels": {"augmentation": "trivial", "pixels": {"count": 2}},
+        "whole": {"pixels": {"count": 3, "mask": {"kind": "whole", "assign": "shares"}}},
+    }
+    classifier = tiny.PILOT["classifier"] | {"images": 48}
+    preset = tiny.write_preset(tmp_path / "p.yaml", arms=arms, seeds=[0], classifier=classifier)
+    run = tmp_path / "run"
+    tiny.hydramix("pilot", image_folder, "--preset", preset, "--out", run)
+    results = load_results(Store(run))
+    assert {r.arm: r.images_seen for r in results.runs} == {"baseline": 48, "longer": 96, "pixels": 48, "whole": 48}
+    assert {arm.name: arm.mixing for arm in results.arms} == {
+        "baseline": False,
+        "longer": False,
+        "pixels": True,
+        "whole": True,
+    }
+    assert not (run / "generators").exists(), "no generator is trained that no arm needs"
+    page = page_of(run)
+    assert "its own classifier settings: images 96, optimizer.lr 0.01" in page
+    assert "mixes of the pixels of 3 images, whole, shares mask" in page
+    assert "the rest of the classifier is the same for all" in page
+    curves = {r.arm: r.test_curve for r in results.runs}
+    assert curves["whole"] != curves["baseline"], "mixes were trained on"
+    with pytest.raises(UserError, match="has no generator; give the folder of a generator"):
+        HydraMixTransform.from_run(str(run / "classifiers" / "whole-n5-seed0"))
+
+
 def test_class_with_fewer_images_than_asked_goes_on_and_is_warned_of_in_the_report(
     finished_pilot: FinishedPilot,
 ) -> None:
@@ -125,7 +155,7 @@ def test_transform_comes_out_of_a_pilots_folders(finished_pilot: FinishedPilot) 
 def test_transform_refuses_what_has_no_generator_or_other_images(finished_pilot: FinishedPilot, tmp_path: Path) -> None:
     run = finished_pilot.run
     for folder in (run / "classifiers" / "baseline-n5-seed0", run):
-        with pytest.raises(UserError, match="has no generator of its own"):
+        with pytest.raises(UserError, match="has no generator; give the folder"):
             HydraMixTransform.from_run(str(folder))
     other = tiny.image_folder(tmp_path / "other", {"a": 2, "b": 2}, test=1)
     tiny.hydramix("data", "import", other, tmp_path / "set")

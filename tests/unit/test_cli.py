@@ -14,6 +14,7 @@ from fixtures import FinishedPilot
 from hydramix_dist.cli import main
 from hydramix_dist.cli.pilot import _default_out, _settings
 from hydramix_dist.config.load import configs_root
+from hydramix_dist.errors import UserError
 
 
 class Cli:
@@ -194,6 +195,29 @@ def test_mix_sets_k_where_k_is_free() -> None:
     chosen = settings(mix=5)
     counts = {name: (g.mix.mask.kind, g.mix.count) for name, g in chosen.generators.items()}
     assert counts["chimeramix"][1] == 2 and counts["hydramix"][1] == 5
+
+
+@pytest.mark.parametrize(("count", "group"), [(2, 4), (4, 4), (5, 8), (16, 16), (17, None)])
+def test_a_larger_k_widens_the_group_that_its_sources_come_from(count: int, group: int | None) -> None:
+    chosen = settings("quick", mix=count).generators
+    assert chosen["hydramix"].mix.count == count and chosen["hydramix"].group == group
+    assert chosen["chimeramix"] == settings("quick").generators["chimeramix"]
+
+
+def test_an_override_of_one_arms_classifier_leaves_the_others_alone() -> None:
+    chosen = settings(
+        "quick", assignments=["arms.hydramix.classifier.mix_until=0.5", "arms.baseline.classifier.batch=8"]
+    )
+    assert chosen.classifier_of("hydramix").mix_until == 0.5 and chosen.classifier_of("baseline").batch == 8
+    assert chosen.classifier_of("hydramix+trivialaugment") == settings("quick").classifier_of("hydramix+trivialaugment")
+    assert chosen.classifier_of("hydramix").batch == chosen.classifier.batch
+
+
+def test_classifier_settings_of_an_arm_that_is_not_there_are_a_slip() -> None:
+    with pytest.raises(UserError, match=r"no arm of that name \(did you mean 'trivialaugment'\?\)"):
+        settings("quick", assignments=["arms.trivialaugmnt.classifier.images=72000"])
+    longer = ["arms.longer.classifier.images=72000", "arms.longer.augmentation=trivial"]
+    assert settings("quick", assignments=longer).classifier_of("longer").images == 72000
 
 
 @pytest.mark.parametrize("preset", ["smoke", "quick", "standard", "paper"])

@@ -32,6 +32,7 @@ MIXES: list[dict[str, Any]] = [
     {"count": 1},
     {"count": 3, "mask": {"kind": "whole", "assign": "shares"}},
     {"count": 3, "mask": {"assign": "shares", "downsample": "area"}},
+    {"count": 3, "mask": {"kind": "grid", "grid": 20, "assign": "shares", "downsample": "area"}},  # over 255 regions
 ]
 SHOTS = tiny.shot_set((4, 3))
 IMAGES = dict(zip(SHOTS.ids, SHOTS.images_NCHW, strict=True))

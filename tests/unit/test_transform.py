@@ -26,7 +26,7 @@ def test_a_classifiers_generator_lies_beside_it_on_object_stores_too() -> None:
         with pytest.raises(UserError, match=f"{pilot}/generators/0123abcd holds no run"):
             HydraMixTransform.from_run(url)
     Store("memory://transform/copied").put("run.json", json.dumps(record).encode())
-    with pytest.raises(UserError, match="no generator of its own"):
+    with pytest.raises(UserError, match="has no generator; give the folder"):
         HydraMixTransform.from_run("memory://transform/copied")
 
 
