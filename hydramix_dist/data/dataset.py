@@ -16,7 +16,7 @@ from hydramix_dist.config.schema import SegmentSettings
 from hydramix_dist.data.decode import THUMBNAIL_SIDE, Pixels, Refusal, pixel_digest, read_png, resized
 from hydramix_dist.data.index import fingerprint_of
 from hydramix_dist.data.manifest import INDEX, SPLITS, Manifest, read_manifest
-from hydramix_dist.data.pool import usable_cores
+from hydramix_dist.data.pool import Workers, processes_for
 from hydramix_dist.data.ranges import Range, read_ranges
 from hydramix_dist.data.segment_maps import MapKey, SegmentMaps, write_maps
 from hydramix_dist.data.segmentation import segment_all
@@ -25,7 +25,6 @@ from hydramix_dist.errors import UserError
 from hydramix_dist.store.store import Store
 
 _READ_AT_ONCE = 1024
-_WORTH_A_PROCESS = 2000  # images; a spawned process takes seconds to come up
 
 
 class Dataset:
@@ -126,18 +125,20 @@ class Dataset:
         self,
         side: int,
         settings: SegmentSettings,
-        workers: int | None = None,
+        workers: Workers | None = None,
         progress: Callable[[str, int, int], None] | None = None,
     ) -> str:
-        """Return the path stem of the training split's segment object, made by `workers` processes where absent."""
+        """Return the path stem of the training split's segment object, made where absent.
+
+        By `workers` that run already, else by as many processes as the number of images is worth.
+        """
         key = MapKey(self.fingerprint, "train", side, settings)
         if not self.store.exists(f"{key.stem}.json"):
             ids = self.ids("train")
-            processes = workers or min(usable_cores(), 1 + len(ids) // _WORTH_A_PROCESS)
             pngs = self._pngs("train", range(len(ids)))
             told = progress or (lambda stage, done, total: None)
             maps = []
-            for made in segment_all(pngs, side, settings, processes):
+            for made in segment_all(pngs, side, settings, workers or processes_for(len(ids))):
                 maps.extend(made)
                 told("segments", len(maps), len(ids))
             write_maps(self.store, key, ids, maps)

@@ -9,14 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 
 from hydramix_dist.config.schema import SegmentSettings
 from hydramix_dist.data import staging
 from hydramix_dist.data.dataset import Dataset
 from hydramix_dist.data.decode import Refusal, native_size
 from hydramix_dist.data.manifest import MANIFEST, SCHEMA_VERSION, Fit, Refused, read_manifest, write_manifest
-from hydramix_dist.data.pool import usable_cores
-from hydramix_dist.data.segmentation import default_side
+from hydramix_dist.data.pool import Workers, processes_for
+from hydramix_dist.data.segmentation import default_side, segment_batch
 from hydramix_dist.data.sources import Source, open_source
 from hydramix_dist.data.writing import Choice, write_objects
 from hydramix_dist.errors import UserError
@@ -26,7 +27,6 @@ Progress = Callable[[str, int, int], None]
 
 _CLAIM = f"{staging.FOLDER}/plan.json"
 _DEFAULT_SIDE, _NATIVE_UP_TO = 64, 96
-_WORTH_A_PROCESS = 4000  # images; a spawned process takes seconds to come up
 
 
 @dataclass(frozen=True)
@@ -74,16 +74,18 @@ def import_dataset(
             raise UserError(
                 f"{source.name} has no image in any class folder; one sub-folder a class is needed, each with images"
             )
-        content, native = _survey(source, tell)
-        side = size or native
-        choice = Choice(
-            plan=_plan(source, content, side, fit, holdout), side=side, fit=fit, holdout=holdout, licence=licence
-        )
-        processes = workers or min(usable_cores(), 1 + len(source.items) // _WORTH_A_PROCESS)
-        complete = _claim(store, source, choice.plan)
-        dataset = Dataset.open(dst) if complete else _brought_in(store, source, choice, processes, tell)
-    if segments is not None:
-        dataset.ensure_segments(segment_side or default_side(side), segments, workers, tell)
+        # One set of processes for all that follows; they come up while this one reads.
+        with Workers(workers or processes_for(len(source.items)), staging.prepare_batch, segment_batch) as running:
+            pa.array([])  # pyarrow's first array imports pandas where that is installed; here no worker waits for it
+            content, native = _survey(source, tell)
+            side = size or native
+            choice = Choice(
+                plan=_plan(source, content, side, fit, holdout), side=side, fit=fit, holdout=holdout, licence=licence
+            )
+            complete = _claim(store, source, choice.plan)
+            dataset = Dataset.open(dst) if complete else _brought_in(store, source, choice, running, tell)
+            if segments is not None:
+                dataset.ensure_segments(segment_side or default_side(side), segments, running, tell)
     if not complete:
         write_manifest(store, dataset.manifest)
     store.delete(staging.FOLDER)
@@ -99,7 +101,7 @@ def import_dataset(
     )
 
 
-def _brought_in(store: Store, source: Source, choice: Choice, workers: int, tell: Progress) -> Dataset:
+def _brought_in(store: Store, source: Source, choice: Choice, workers: Workers, tell: Progress) -> Dataset:
     """Return the data set, all of it stored but segment maps and manifest."""
     parts = staging.stage(
         store, source, plan=choice.plan, side=choice.side, fit=choice.fit, workers=workers, progress=tell

@@ -5,6 +5,7 @@ library's order, by first pixel in raster order. Legend: C channels, H W pixels.
 """
 
 from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
 from itertools import islice
 
 import numpy as np
@@ -13,10 +14,10 @@ from skimage.segmentation import felzenszwalb
 
 from hydramix_dist.config.schema import SegmentSettings
 from hydramix_dist.data.decode import Pixels, encode_png, read_png, resized
-from hydramix_dist.data.pool import ordered_map
+from hydramix_dist.data.pool import Workers
 from hydramix_dist.errors import UserError
 
-_BATCH = 64
+_BATCH = 16
 
 LabelMap = npt.NDArray[np.uint16]
 _Job = tuple[list[bytes], int, SegmentSettings]
@@ -40,9 +41,15 @@ def segment(pixels: Pixels, side: int, settings: SegmentSettings) -> LabelMap:
     return labels.reshape(side, side).astype(np.uint16)
 
 
-def segment_all(pngs: Iterable[bytes], side: int, settings: SegmentSettings, workers: int) -> Iterator[list[bytes]]:
-    """Yield lists of label maps, each a lossless 16-bit grey PNG, in the images' order."""
-    yield from ordered_map(_segment_batch, _jobs(pngs, side, settings), workers)
+def segment_all(
+    pngs: Iterable[bytes], side: int, settings: SegmentSettings, workers: Workers | int
+) -> Iterator[list[bytes]]:
+    """Yield lists of label maps, each a lossless 16-bit grey PNG, in the images' order.
+
+    Made by workers that run already, or by a number of them started for these maps alone.
+    """
+    with Workers(workers, segment_batch) if isinstance(workers, int) else nullcontext(workers) as running:
+        yield from running.ordered_map(segment_batch, _jobs(pngs, side, settings))
 
 
 def _jobs(pngs: Iterable[bytes], side: int, settings: SegmentSettings) -> Iterator[_Job]:
@@ -51,6 +58,7 @@ def _jobs(pngs: Iterable[bytes], side: int, settings: SegmentSettings) -> Iterat
         yield batch, side, settings
 
 
-def _segment_batch(job: _Job) -> list[bytes]:
+def segment_batch(job: _Job) -> list[bytes]:
+    """Return the label maps of a batch as PNG; this is what a worker process runs."""
     pngs, side, settings = job
     return [encode_png(segment(read_png(png), side, settings)) for png in pngs]

@@ -7,19 +7,20 @@ plan, so an interrupted import goes on after the last whole part, and another pl
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from hydramix_dist.data.decode import Payload, Refusal, StoredImage, prepare
 from hydramix_dist.data.manifest import Fit
-from hydramix_dist.data.pool import ordered_map
+from hydramix_dist.data.pool import Workers
 from hydramix_dist.data.shards import read_table, table_bytes
 from hydramix_dist.data.sources import Item, Source
 from hydramix_dist.store.store import Store
 
 FOLDER = "import"
 ITEMS_PER_PART = 1024
-_BATCH = 32
+_BATCH_BYTES = 2**18  # enough work for a worker not to wait for the next, little enough to hold many of them
 
 _SCHEMA = pa.schema(
     [
@@ -44,7 +45,7 @@ def stage(
     plan: str,
     side: int,
     fit: Fit,
-    workers: int,
+    workers: Workers,
     progress: Callable[[str, int, int], None],
 ) -> list[str]:
     """Return the paths of all parts, in the items' order, after making those that are absent."""
@@ -58,7 +59,7 @@ def stage(
     absent = [number for number, path in enumerate(paths) if path not in there]
     done = sum(_size(number, total) for number in range(len(paths)) if number not in absent)
     outcomes: list[Outcome] = []
-    for number, batch in ordered_map(_prepare_batch, _jobs(source, absent, side, fit), workers):
+    for number, batch in workers.ordered_map(prepare_batch, _jobs(source, absent, side, fit)):
         outcomes.extend(batch)
         done += len(batch)
         if len(outcomes) == _size(number, total):
@@ -86,9 +87,23 @@ def _size(number: int, total: int) -> int:
 def _jobs(source: Source, parts: list[int], side: int, fit: Fit) -> Iterator[_Job]:
     for number in parts:
         first = number * ITEMS_PER_PART
-        items = source.items[first : first + ITEMS_PER_PART]
-        for start in range(0, len(items), _BATCH):
-            yield number, [read_item(item) for item in items[start : start + _BATCH]], side, fit
+        batch: list[Payload | Refusal] = []
+        size = 0
+        for item in source.items[first : first + ITEMS_PER_PART]:
+            payload = read_item(item)
+            batch.append(payload)
+            size += _bytes(payload)
+            if size >= _BATCH_BYTES:
+                yield number, batch, side, fit
+                batch, size = [], 0
+        if batch:
+            yield number, batch, side, fit
+
+
+def _bytes(payload: Payload | Refusal) -> int:
+    if isinstance(payload, Refusal):
+        return 0
+    return payload.nbytes if isinstance(payload, np.ndarray) else len(payload)
 
 
 def read_item(item: Item) -> Payload | Refusal:
@@ -99,7 +114,8 @@ def read_item(item: Item) -> Payload | Refusal:
         return refusal
 
 
-def _prepare_batch(job: _Job) -> tuple[int, list[Outcome]]:
+def prepare_batch(job: _Job) -> tuple[int, list[Outcome]]:
+    """Return the part's number and each item's outcome; this is what a worker process runs."""
     number, payloads, side, fit = job
     return number, [_outcome(payload, side, fit) for payload in payloads]
 

@@ -1,6 +1,7 @@
 """Import from end to end: what is stored, what is refused, and what an interruption costs."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from hydramix_dist.data.arrange import hold_out
 from hydramix_dist.data.dataset import Dataset
 from hydramix_dist.data.decode import pixel_digest
 from hydramix_dist.data.importer import import_dataset
+from hydramix_dist.data.pool import Workers
 from hydramix_dist.data.shards import ROWS_PER_GROUP, ShardRow, image_shard
 from hydramix_dist.errors import UserError
 
@@ -249,13 +251,47 @@ def test_workers_change_nothing(tmp_path: Path) -> None:
     assert files_of(tmp_path / "by1") == files_of(tmp_path / "by2")
 
 
+@pytest.mark.parametrize(("side", "expected"), [(320, [1, 2, 3, 4]), (32, [4])])
+def test_large_images_go_to_a_worker_one_by_one_and_small_ones_together(
+    tmp_path: Path, side: int, expected: list[int]
+) -> None:
+    files = {f"{name}/{n}.bmp": encoded(picture(n, side), "BMP") for name in "ab" for n in range(2)}
+    seen: list[tuple[str, int]] = []
+    tell = lambda stage, done, _: seen.append((stage, done))  # noqa: E731
+    import_dataset(write_tree(tmp_path / "src", files), str(tmp_path / "dst"), segments=None, progress=tell)
+    assert [done for stage, done in seen if stage == "images"] == expected
+
+
+def process_of(_: int) -> int:
+    time.sleep(0.02)  # so that no worker does all of them
+    return os.getpid()
+
+
+def test_workers_serve_several_maps_in_order_and_end_with_their_block() -> None:
+    with Workers(2, process_of) as running:
+        used = set(running.ordered_map(process_of, range(20))) | set(running.ordered_map(process_of, range(20)))
+        assert len(used) == 2 and os.getpid() not in used
+        assert list(running.ordered_map(abs, range(-50, 0))) == list(range(50, 0, -1))
+    assert not any(map(_runs, used))
+
+
+def test_one_worker_is_this_process() -> None:
+    with Workers(1, process_of) as running:
+        assert set(running.ordered_map(process_of, range(2))) == {os.getpid()}
+
+
+def test_a_dead_worker_is_an_answer() -> None:
+    with Workers(2) as running, pytest.raises(UserError, match="ended early"):
+        list(running.ordered_map(os._exit, [1]))
+
+
 def test_worker_processes_end_with_a_killed_parent(tmp_path: Path) -> None:
     script = tmp_path / "parent.py"
     script.write_text(
         "import os, pathlib, time\n"
-        "from hydramix_dist.data.pool import ordered_map\n"
+        "from hydramix_dist.data.pool import Workers\n"
         "def work(path):\n    pathlib.Path(path).write_text(str(os.getpid()))\n    time.sleep(60)\n"
-        f"if __name__ == '__main__':\n    list(ordered_map(work, [{str(tmp_path / 'pid')!r}], 2))\n"
+        f"if __name__ == '__main__':\n    list(Workers(2).ordered_map(work, [{str(tmp_path / 'pid')!r}]))\n"
     )
     parent = subprocess.Popen([sys.executable, str(script)])
     try:
