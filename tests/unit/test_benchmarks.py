@@ -94,11 +94,18 @@ def test_released_wiring_computes_the_blocks_whose_result_it_drops() -> None:
     assert work[0] == work[1]
 
 
-def test_released_batch_has_segments_of_the_augmented_images_and_two_masks() -> None:
+def test_released_masks_are_made_of_the_augmented_second_images_segments_and_drawn_twice() -> None:
     _, released = both("apply")
-    masks = [batch[name] for batch in map(released.batch, range(6)) for name in ("mask", "mask_again")]
-    assert all(mask.shape == (4, 2, 8, 8) and bool((mask.sum(1) == 1).all()) for mask in masks)
-    assert not all(torch.equal(first, again) for first, again in zip(masks[::2], masks[1::2], strict=True))
+    differ = False
+    for batch in map(released.batch, range(6)):
+        maps = segment_augmented(batch["sources"][:, 1], tiny.generator_settings().segments)
+        cells = F.interpolate(maps[:, None].float(), 8, mode="nearest")[:, 0]
+        for mask in (batch["mask"], batch["mask_again"]):
+            assert mask.shape == (4, 2, 8, 8) and bool((mask.sum(1) == 1).all())
+            for of_a, labels in zip(mask[:, 0], cells, strict=True):
+                assert all(len(of_a[labels == label].unique()) == 1 for label in labels.unique())
+        differ = differ or not torch.equal(batch["mask"], batch["mask_again"])
+    assert differ
 
 
 def test_augmented_images_are_segmented_as_stored_ones_are() -> None:
