@@ -7,8 +7,8 @@ command line. Three figures, each of which other programs on the machine disturb
 - by the clock: T1 / (P * TP), from median seconds;
 - by CPU time: CPU1 / (CPUP + (P - 1) * S), which is the same where workers wait for nothing but S, the seconds in which
   the main process works alone; from the least CPU seconds of all rounds, since disturbance only adds to them;
-- computed: the same with CPU1 plus what P processes add, that is each one's start and the main process's feeding them,
-  in place of CPUP. This holds for other P too: Amdahl's bound, with the processes' own cost.
+- computed, for any P: Amdahl's bound with the processes' own cost. S with workers that start while the main process
+  reads, and the rest of CPU1, with what the main process spends on feeding them, divided by P.
 
 Felzenszwalb's share is that of the library's function in the CPU time of the import with one process.
 Run: `python benchmarks/import_speed.py [SOURCE] [--processes P] [--rounds N]`.
@@ -144,7 +144,8 @@ def report(one: list[Taken], many: list[Taken], processes: int) -> None:
     alone = min(sum(taken["cpu"][stage] for stage in STAGES if stage not in SHARED) for taken in many)
     feeding = min(sum(taken["cpu"][stage] for stage in SHARED) for taken in many)
     start = start_up()
-    computed = {p: cpu_1 / (cpu_1 + feeding + p * start + (p - 1) * alone) for p in sorted({2, 4, 8, processes})}
+    serial = alone + max(0.0, start - min(taken["cpu"]["read"] for taken in many))
+    computed = {p: cpu_1 / (p * serial + cpu_1 - alone + feeding) for p in sorted({2, 4, 8, processes})}
     figures = {
         "efficiency_clock": clock_1 / (processes * clock_p),
         "efficiency_cpu": cpu_1 / (cpu_p + (processes - 1) * alone),
@@ -168,7 +169,8 @@ def report(one: list[Taken], many: list[Taken], processes: int) -> None:
         f"Felzenszwalb's share of the CPU time with one process: {figures['felzenszwalb_share']:.0%}"
     )
     record = {"benchmark": "import_speed", "images": one[0]["images"], "processes": processes}
-    print(json.dumps(record | {name: round(value, 3) for name, value in figures.items()}))
+    record |= {name: round(value, 3) for name, value in figures.items()}
+    print(json.dumps(record | {"computed": {p: round(value, 3) for p, value in computed.items()}}))
 
 
 def main() -> None:
