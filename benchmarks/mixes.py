@@ -134,7 +134,7 @@ def subject(out: Store, options: argparse.Namespace) -> Subject:
         arm=arm,
         store=out.child(f"generators/{key}"),
         settings=generator,
-        mix=settings.arms[arm].mix or generator.mix,
+        mix=generator.mix,
         train=train,
         held_out=held_out,
         part="validation" if subset.validation else "test",

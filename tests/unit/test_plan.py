@@ -91,7 +91,7 @@ def test_generator_keys_follow_what_is_trained(dataset: Dataset) -> None:
         {"images": 244},
         {"mix": {"count": 3, "mask": {"downsample": "area"}}},
         {"segments": {"min_size": 61}},
-        {"batch": 5},
+        {"batch": 8},
     ]
     others = [generator_keys(dataset, **change) for change in changes]
     others += [generator_keys(dataset, seeds=[1]), generator_keys(dataset, shots=[2])]
