@@ -6,22 +6,9 @@ same ratio of arithmetic: K encodes and a decode for each image, forward only, b
 backward. Run: `python benchmarks/classifier_step.py [--preset quick]` (half a minute on one core).
 """
 
+import common
 import numpy as np
 import torch
-from common import (
-    Step,
-    gigaflop,
-    interleaved,
-    machine,
-    one_step,
-    parser,
-    photographs_like,
-    prepare,
-    preset,
-    quartiles,
-    record,
-    show,
-)
 
 from hydramix_dist.config.schema import PilotSettings
 from hydramix_dist.mixing.mixer import Mixer, PixelMixing
@@ -32,18 +19,18 @@ from hydramix_dist.training.classifier import ClassifierInputs, ClassifierTraini
 
 def main() -> None:
     """Measure, and print a table and a JSON line."""
-    command = parser(__doc__, repeats=40)
+    command = common.parser(__doc__, repeats=40)
     command.add_argument("--preset", default="quick", help="name of a preset, or a YAML file (default quick)")
     arguments = command.parse_args()
-    device, settings = prepare(arguments), preset(arguments.preset)
+    device, settings = common.prepare(arguments), common.preset(arguments.preset)
     arms = [name for name in settings.arms if settings.mix_of(name) is not None]
 
-    steps: dict[str, Step] = {}
+    steps: dict[str, common.Step] = {}
     for arm in arms:
         steps[f"{arm}: real images"] = _step(settings, arm, None, device)
         steps[f"{arm}: mixed images"] = _step(settings, arm, _mixer(settings, arm, device), device)
-    work = {name: gigaflop(step) for name, step in steps.items()}
-    times = interleaved(steps, arguments.repeats, device, warm_up=3)
+    work = {name: common.gigaflop(step) for name, step in steps.items()}
+    times = common.interleaved(steps, arguments.repeats, device, warm_up=3)
 
     rows, ratios = [], {}
     for arm in arms:
@@ -56,27 +43,36 @@ def main() -> None:
         rows.append(
             {
                 "arm": arm,
-                "plain ms": quartiles(times[plain].wall, 1),
-                "mixed ms": quartiles(times[mixed].wall, 1),
+                "plain ms": common.quartiles(times[plain].wall, 1),
+                "mixed ms": common.quartiles(times[mixed].wall, 1),
                 "share": f"{share:g}",
                 "mean ms": f"{np.median(mean.wall):.1f}",
-                "mean / plain": quartiles(ratio.wall),
-                "by CPU time": quartiles(ratio.cpu),
+                "mean / plain": common.quartiles(ratio.wall),
+                "by CPU time": common.quartiles(ratio.cpu),
                 "bound": f"{bound:.2f}",
             }
         )
-    title = f"classifier step, {settings.classifier.network}, batch {settings.classifier.batch}, {machine(device)}"
-    show(title, rows)
-    record("classifier_step", machine=machine(device), preset=arguments.preset, gigaflop=work, ms=times, ratios=ratios)
+    title = (
+        f"classifier step, {settings.classifier.network}, batch {settings.classifier.batch}, {common.machine(device)}"
+    )
+    common.show(title, rows)
+    common.record(
+        "classifier_step",
+        machine=common.machine(device),
+        preset=arguments.preset,
+        gigaflop=work,
+        ms=times,
+        ratios=ratios,
+    )
 
 
-def _step(settings: PilotSettings, arm: str, mixer: Mixer | None, device: torch.device) -> Step:
+def _step(settings: PilotSettings, arm: str, mixer: Mixer | None, device: torch.device) -> common.Step:
     """Return the step of an arm's classifier: on real images without a mixer, else on mixed ones."""
     classifier = settings.classifier_of(arm).model_copy(update={"mix_share": 1.0, "mix_until": 1.0})
-    shots = photographs_like(classifier.side)
+    shots = common.photographs_like(classifier.side)
     held_out = HeldOut(shots.images_NCHW, shots.labels_N)
     inputs = ClassifierInputs(shots, settings.arms[arm].augmentation, mixer, held_out, None)
-    return one_step(ClassifierTraining(classifier, settings.runtime, inputs, 0, device, {}))
+    return common.one_step(ClassifierTraining(classifier, settings.runtime, inputs, 0, device, {}))
 
 
 def _mixer(settings: PilotSettings, arm: str, device: torch.device) -> Mixer:
@@ -91,7 +87,7 @@ def _mixer(settings: PilotSettings, arm: str, device: torch.device) -> Mixer:
         network = settings.generators[trained].network
         side = network.side
         generator = placed(Generator(network), device, channels_last=settings.runtime.channels_last)
-    shots, bf16 = photographs_like(side).to(device), settings.runtime.precision == "bf16"
+    shots, bf16 = common.photographs_like(side).to(device), settings.runtime.precision == "bf16"
     return Mixer(generator, shots, mix, 0, settings.arms[arm].augmentation, bf16=bf16)
 
 

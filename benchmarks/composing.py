@@ -6,22 +6,10 @@ each time. Run: `python benchmarks/composing.py [--preset quick] [--generator hy
 Legend: B mixes of K images each, N views that they are made of, C channels, H W pixels, h w feature cells.
 """
 
+import common
 import numpy as np
 import numpy.typing as npt
 import torch
-from common import (
-    Step,
-    interleaved,
-    machine,
-    one_step,
-    parser,
-    photographs_like,
-    prepare,
-    preset,
-    quartiles,
-    record,
-    show,
-)
 from torch import Tensor
 
 from hydramix_dist.config.schema import GeneratorSettings
@@ -78,22 +66,24 @@ class Parts:
 
 def main() -> None:
     """Measure, and print a table and a JSON line."""
-    command = parser(__doc__, repeats=15)
+    command = common.parser(__doc__, repeats=15)
     command.add_argument("--preset", default="quick", help="name of a preset, or a YAML file (default quick)")
     command.add_argument("--generator", default="hydramix", help="one of its generators (default hydramix)")
     arguments = command.parse_args()
-    device, pilot = prepare(arguments), preset(arguments.preset)
+    device, pilot = common.prepare(arguments), common.preset(arguments.preset)
     settings = pilot.generators[arguments.generator]
-    shots = photographs_like(settings.network.side).to(device)
+    shots = common.photographs_like(settings.network.side).to(device)
     training = GeneratorTraining(settings, pilot.runtime, shots, 0, device, {})
     parts = Parts(settings, shots, training.batch(0)["mask"].shape[-1])
 
-    def often(part: Step) -> Step:
+    def often(part: common.Step) -> common.Step:
         return lambda number: [part(number * CALLS + call) for call in range(CALLS)]
 
     names = {"tuples": parts.tuples, "views": parts.views, "masks": parts.masks, "whole batch": training.batch}
-    steps: dict[str, Step] = {"step": one_step(training)} | {name: often(part) for name, part in names.items()}
-    times = interleaved(steps, arguments.repeats, device, warm_up=3)
+    steps: dict[str, common.Step] = {"step": common.one_step(training)} | {
+        name: often(part) for name, part in names.items()
+    }
+    times = common.interleaved(steps, arguments.repeats, device, warm_up=3)
     times = {name: taken if name == "step" else taken * (1 / CALLS) for name, taken in times.items()}
     times["tuples and masks"] = times["tuples"] + times["masks"]
 
@@ -101,15 +91,15 @@ def main() -> None:
     rows = [
         {
             "part": name,
-            "ms": quartiles(times[name].wall, 3),
-            "CPU ms": quartiles(times[name].cpu, 3),
-            "% of the step": quartiles(100 * shares[name].wall),
-            "by CPU time": quartiles(100 * shares[name].cpu),
+            "ms": common.quartiles(times[name].wall, 3),
+            "CPU ms": common.quartiles(times[name].cpu, 3),
+            "% of the step": common.quartiles(100 * shares[name].wall),
+            "by CPU time": common.quartiles(100 * shares[name].cpu),
         }
         for name in times
     ]
-    show(f"{arguments.generator} of {arguments.preset}, batch {settings.batch}, {machine(device)}", rows)
-    record("composing", machine=machine(device), preset=arguments.preset, ms=times, share=shares)
+    common.show(f"{arguments.generator} of {arguments.preset}, batch {settings.batch}, {common.machine(device)}", rows)
+    common.record("composing", machine=common.machine(device), preset=arguments.preset, ms=times, share=shares)
 
 
 if __name__ == "__main__":

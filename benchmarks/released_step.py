@@ -12,22 +12,9 @@ on a GPU with `--repeats 30 --peak-tflops N`.
 
 from typing import Any, NamedTuple
 
+import common
 import numpy as np
 import torch
-from common import (
-    Step,
-    Stepping,
-    gigaflop,
-    interleaved,
-    machine,
-    one_step,
-    parser,
-    photographs_like,
-    prepare,
-    quartiles,
-    record,
-    show,
-)
 from released import ReleasedTraining, segment_augmented
 
 from hydramix_dist.config.load import build
@@ -49,19 +36,19 @@ class Comparison(NamedTuple):
 
 def main() -> None:
     """Measure, and print two tables and a JSON line."""
-    command = parser(__doc__, repeats=4)
+    command = common.parser(__doc__, repeats=4)
     command.add_argument("--batch", type=int, default=8, help="mixes a step, at least 3 (default 8)")
     command.add_argument("--width", type=int, default=64, help="channels after the first layer (default 64, the full)")
     command.add_argument("--peak-tflops", type=float, help="the device's bf16 peak, to print the share of it")
     arguments = command.parse_args()
-    device, batch = prepare(arguments), arguments.batch
+    device, batch = common.prepare(arguments), arguments.batch
 
     trainings, comparisons = _variants(batch, arguments.width, device)
-    steps: dict[str, Step] = {name: one_step(training) for name, training in trainings.items()}
-    work = {name: gigaflop(step) / batch for name, step in steps.items()}
+    steps: dict[str, common.Step] = {name: common.one_step(training) for name, training in trainings.items()}
+    work = {name: common.gigaflop(step) / batch for name, step in steps.items()}
     views_NCHW = trainings["released, live, fp32"].batch(0)["sources"].flatten(0, 1)
     segments = SegmentSettings()
-    times = interleaved(
+    times = common.interleaved(
         steps | {SEGMENTING: lambda number: segment_augmented(views_NCHW, segments)}, arguments.repeats, device
     )
     segmenting = times.pop(SEGMENTING)
@@ -71,15 +58,15 @@ def main() -> None:
         speed = work[name] * batch / float(np.median(taken.wall))  # GFLOP a millisecond are TFLOP/s
         row = {
             "step": name,
-            "ms a mix": quartiles(taken.wall / batch, 1),
-            "CPU ms a mix": quartiles(taken.cpu / batch, 1),
+            "ms a mix": common.quartiles(taken.wall / batch, 1),
+            "CPU ms a mix": common.quartiles(taken.cpu / batch, 1),
             "GFLOP a mix": f"{work[name]:.1f}",
             "TFLOP/s": f"{speed:.3f}",
         }
         peak = {"of peak": f"{100 * speed / arguments.peak_tflops:.1f} %"} if arguments.peak_tflops else {}
         rows.append(row | peak)
-    show(f"steps, {SIDE}x{SIDE}, width {arguments.width}, batch {batch}, {machine(device)}", rows)
-    print(f"  segmentation of both images, in each released step: {quartiles(segmenting.wall / batch)} ms a mix")
+    common.show(f"steps, {SIDE}x{SIDE}, width {arguments.width}, batch {batch}, {common.machine(device)}", rows)
+    print(f"  segmentation of both images, in each released step: {common.quartiles(segmenting.wall / batch)} ms a mix")
 
     rows, ratios = [], {}
     for slow, fast, bounded in comparisons:
@@ -91,20 +78,22 @@ def main() -> None:
             {
                 "ratio": f"{slow} / {fast}",
                 "bound": f"{bound:.2f}" if bound else "",
-                "networks": quartiles(gain.wall),
-                "by CPU time": quartiles(gain.cpu),
-                "whole step": quartiles(whole.wall),
-                "whole by CPU time": quartiles(whole.cpu),
+                "networks": common.quartiles(gain.wall),
+                "by CPU time": common.quartiles(gain.cpu),
+                "whole step": common.quartiles(whole.wall),
+                "whole by CPU time": common.quartiles(whole.cpu),
             }
         )
-    show("ratios of times; bound: of arithmetic, at equal precision", rows)
-    record("released_step", machine=machine(device), batch=batch, width=arguments.width, ms=times, ratios=ratios)
+    common.show("ratios of times; bound: of arithmetic, at equal precision", rows)
+    common.record(
+        "released_step", machine=common.machine(device), batch=batch, width=arguments.width, ms=times, ratios=ratios
+    )
 
 
-def _variants(batch: int, width: int, device: torch.device) -> tuple[dict[str, Stepping], list[Comparison]]:
+def _variants(batch: int, width: int, device: torch.device) -> tuple[dict[str, common.Stepping], list[Comparison]]:
     """Return the trainings by name, and which of them are compared."""
-    shots = photographs_like(SIDE)
-    trainings: dict[str, Stepping] = {}
+    shots = common.photographs_like(SIDE)
+    trainings: dict[str, common.Stepping] = {}
     comparisons: list[Comparison] = []
     for precision in ("fp32", "bf16"):
         runtime = RuntimeSettings(precision=precision)

@@ -284,7 +284,9 @@ class PilotSettings(Settings):
                 known = ", ".join(self.generators) or "none"
                 raise ValueError(f"arms.{name}.generator '{arm.generator}' is not under generators (known: {known})")
             if arm.generator is not None and arm.pixels is not None:
-                raise ValueError(f"arms.{name} has generator and pixels; an arm takes its mixes from one of them")
+                raise ValueError(
+                    f"arms.{name} has generator and pixels; an arm takes its mixes from one: set the other to null"
+                )
             self.classifier_of(name)
         if self.validation and min(self.shots) < 5:
             raise ValueError(f"a validation part needs at least 5 images a class, shots has {min(self.shots)}")
