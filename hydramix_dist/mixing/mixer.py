@@ -17,17 +17,18 @@ from hydramix_dist.models.pixels import to_float
 
 
 class PixelMixing:
-    """A generator without a network: features are pixels (ChimeraMix's ablation "direct")."""
+    """A generator without a network: features are pixels, so D is 3 and h, w the image side (ChimeraMix: "direct")."""
 
     def __init__(self, side: int) -> None:
+        """Take the side of the images, pixels."""
         self.feature_side = side
 
     def encode(self, x_BCHW: Tensor) -> Tensor:
-        """Return the images."""
+        """Return images in [-1, 1] as they are."""
         return x_BCHW
 
     def decode(self, f_BDhw: Tensor) -> Tensor:
-        """Return the images."""
+        """Return mixes [B, 3, H, W] in [-1, 1], the weighted means of their sources, as they are."""
         return f_BDhw
 
 
