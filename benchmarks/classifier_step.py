@@ -16,6 +16,7 @@ from hydramix_dist.mixing.mixer import Mixer, PixelMixing
 from hydramix_dist.models.generator import Generator
 from hydramix_dist.models.placement import placed
 from hydramix_dist.training.classifier import ClassifierInputs, ClassifierTraining, HeldOut
+from hydramix_dist.training.group import Alone
 
 
 def main() -> None:
@@ -74,7 +75,7 @@ def _step(settings: PilotSettings, arm: str, mixer: Mixer | None, device: torch.
     shots = common.photographs_like(classifier.side)
     held_out = HeldOut(shots.images_NCHW, shots.labels_N)
     inputs = ClassifierInputs(shots, settings.arms[arm].augmentation, mixer, held_out, None)
-    return common.one_step(ClassifierTraining(classifier, settings.runtime, inputs, 0, device, {}))
+    return common.one_step(ClassifierTraining(classifier, settings.runtime, inputs, 0, Alone(device), {}))
 
 
 def _mixer(settings: PilotSettings, arm: str, device: torch.device) -> Mixer:

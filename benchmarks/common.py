@@ -24,6 +24,7 @@ from hydramix_dist.config.load import build, configs_root, read_yaml
 from hydramix_dist.config.schema import PilotSettings
 from hydramix_dist.data.shots import ShotSet
 from hydramix_dist.training.engine import Engine
+from hydramix_dist.training.length import Length, Piece
 from hydramix_dist.training.loop import Phase
 
 Step = Callable[[int], object]
@@ -40,7 +41,10 @@ class Stepping(Protocol):
     @property
     def phases(self) -> Sequence[Phase]: ...
 
-    def batch(self, step: int) -> dict[str, Any]: ...
+    @property
+    def length(self) -> Length: ...
+
+    def batch(self, piece: Piece) -> dict[str, Any]: ...
 
 
 @dataclass(frozen=True)
@@ -81,19 +85,25 @@ def preset(name: str) -> PilotSettings:
     return build(PilotSettings, read_yaml(file), str(file))
 
 
+def whole_batch(training: Stepping, number: int) -> dict[str, Any]:
+    """Return the batch of a step, as one process alone computes it."""
+    (piece,) = training.length.pieces(number, 0, 1, None)
+    return training.batch(piece)
+
+
 def one_step(training: Stepping) -> Step:
     """Return a function that takes one step of a training, as the training loop takes it."""
 
     def step(number: int) -> None:
-        batch = training.batch(number)
+        batch = whole_batch(training, number)
         for phase in training.phases:
             for name, engine in training.engines.items():
                 engine.module.requires_grad_(name == phase.engine)
             engine = training.engines[phase.engine]
             total, _ = phase.loss(batch)
-            if not engine.all_finite(total.detach()):
+            if not torch.isfinite(total):
                 raise RuntimeError(f"the loss of {phase.engine} is not finite in step {number}")
-            engine.backward(total)
+            engine.backward(total, 1.0)
             engine.step(phase.lr(0.0))
 
     return step

@@ -19,6 +19,7 @@ from hydramix_dist.data.shots import ShotSet
 from hydramix_dist.mixing.masks import draw_regions, masks_from_regions, needs_segments
 from hydramix_dist.mixing.tuples import draw_layout, draw_partners, draw_tuples
 from hydramix_dist.training.generator import GeneratorTraining
+from hydramix_dist.training.group import Alone
 
 CALLS = 20  # of each part in a round
 
@@ -73,8 +74,8 @@ def main() -> None:
     device, pilot = common.prepare(arguments), common.preset(arguments.preset)
     settings = pilot.generators[arguments.generator]
     shots = common.photographs_like(settings.network.side).to(device)
-    training = GeneratorTraining(settings, pilot.runtime, shots, 0, device, {})
-    parts = Parts(settings, shots, training.batch(0)["mask"].shape[-1])
+    training = GeneratorTraining(settings, pilot.runtime, shots, 0, Alone(device), {})
+    parts = Parts(settings, shots, common.whole_batch(training, 0)["mask"].shape[-1])
 
     def often(part: common.Step) -> common.Step:
         return lambda number: [part(number * CALLS + call) for call in range(CALLS)]

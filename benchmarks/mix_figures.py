@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hydramix_dist.config.schema import MixSettings, RuntimeSettings
+from hydramix_dist.config.schema import MixSettings
 from hydramix_dist.data.shots import ShotSet
 from hydramix_dist.mixing.compose import Composition
 from hydramix_dist.mixing.masks import needs_segments
@@ -24,7 +24,6 @@ from hydramix_dist.training.diffaugment import draw_augmentation
 from hydramix_dist.training.losses import laplacian_loss
 from hydramix_dist.training.scoring import predict
 
-FP32 = RuntimeSettings(device="cpu", precision="fp32")
 Row = dict[str, object]
 
 
@@ -153,7 +152,7 @@ def classifier_row(store: Store, train: Seen, held_out: Seen) -> Row:
         side = trained.settings.side
         if x_BCHW.shape[-1] != side:  # as mixes are brought to the classifier's side
             x_BCHW = F.interpolate(x_BCHW, size=side, mode="bilinear", align_corners=True)
-        answers_B = predict(trained.network, to_uint8(x_BCHW), FP32, torch.device("cpu")).argmax(1)
+        answers_B = predict(trained.network, to_uint8(x_BCHW), torch.device("cpu")).argmax(1)
         return round(float((answers_B == labels_B).double().mean()), 3)
 
     return {

@@ -30,7 +30,8 @@ from hydramix_dist.models.generator import Generator
 from hydramix_dist.models.pixels import to_float
 from hydramix_dist.models.placement import placed
 from hydramix_dist.training.engine import Engine, TorchEngine
-from hydramix_dist.training.loop import Phase, autocast
+from hydramix_dist.training.length import Length, Piece
+from hydramix_dist.training.loop import Phase
 from hydramix_dist.training.losses import adversarial_loss, discriminator_loss, laplacian_loss
 
 
@@ -54,14 +55,15 @@ class ReleasedTraining:
         )
         self._generator, self._discriminator = generator, discriminator
         self._dropped = placed(_dropped_blocks(settings), device, channels_last=runtime.channels_last)
-        self._settings, self._runtime, self._seed, self._device = settings, runtime, seed, device
+        self._settings, self._seed, self._device = settings, seed, device
         self._shots, self._order = shots.to(device), Order(seed, "released/order", len(shots.ids))
         self._augmenter = Augmenter("basic", seed, settings.network.side)
+        self._autocast = torch.autocast(device.type, torch.bfloat16, enabled=runtime.precision == "bf16")
+        self.length = Length(settings.images, settings.batch)
 
-    def batch(self, step: int) -> dict[str, Any]:
+    def batch(self, piece: Piece) -> dict[str, Any]:
         """Return sources [B, 2, 3, H, W] in [-1, 1], a mask for each phase, and the real images D is shown."""
-        numbers = np.arange(step * self._settings.batch, (step + 1) * self._settings.batch)
-        mix = self._settings.mix
+        numbers, step, mix = piece.numbers, piece.step, self._settings.mix
         rows_BK = draw_tuples(self._order.items(numbers), self._shots, mix, numbers, self._seed)
         x_BKCHW = to_float(self._augmenter.draw(numbers, 2).apply(self._shots.images_NCHW[rows_BK]))
         segments_BKHW = segment_augmented(x_BKCHW.flatten(0, 1), self._settings.segments).unflatten(0, (-1, 2))
@@ -76,7 +78,7 @@ class ReleasedTraining:
         a_BCHW, b_BCHW = batch["sources"].unbind(1)
         only_a_BKhw = torch.zeros_like(batch["mask"])
         only_a_BKhw[:, 0] = 1
-        with autocast(self._runtime, self._device):
+        with self._autocast:
             f_BDhw, g_BDhw = self._generator.encode(a_BCHW), self._generator.encode(b_BCHW)
             a_again_BCHW, _, _ = self._mix_and_decode(f_BDhw, g_BDhw, only_a_BKhw)
             b_again_BCHW, _, _ = self._mix_and_decode(f_BDhw, g_BDhw, 1 - only_a_BKhw)
@@ -92,7 +94,7 @@ class ReleasedTraining:
 
     def _discriminator_loss(self, batch: dict[str, Any]) -> tuple[Tensor, Mapping[str, Tensor]]:
         a_BCHW, b_BCHW = batch["sources"].unbind(1)
-        with autocast(self._runtime, self._device):
+        with self._autocast:
             f_BDhw, g_BDhw = self._generator.encode(a_BCHW), self._generator.encode(b_BCHW)
             mixed_BCHW, _, _ = self._mix_and_decode(f_BDhw, g_BDhw, batch["mask_again"])
             real_Bhw = self._discriminator(batch["real"])

@@ -20,6 +20,7 @@ from released import ReleasedTraining, segment_augmented
 from hydramix_dist.config.load import build
 from hydramix_dist.config.schema import GeneratorSettings, RuntimeSettings, SegmentSettings
 from hydramix_dist.training.generator import GeneratorTraining
+from hydramix_dist.training.group import Alone
 
 SIDE = 64
 RELEASED_MIX = {"count": 2, "self_pairs": True, "mask": {"kind": "chimera-segments"}}
@@ -46,7 +47,7 @@ def main() -> None:
     trainings, comparisons = _variants(batch, arguments.width, device)
     steps: dict[str, common.Step] = {name: common.one_step(training) for name, training in trainings.items()}
     work = {name: common.gigaflop(step) / batch for name, step in steps.items()}
-    views_NCHW = trainings["released, live, fp32"].batch(0)["sources"].flatten(0, 1)
+    views_NCHW = common.whole_batch(trainings["released, live, fp32"], 0)["sources"].flatten(0, 1)
     segments = SegmentSettings()
     times = common.interleaved(
         steps | {SEGMENTING: lambda number: segment_augmented(views_NCHW, segments)}, arguments.repeats, device
@@ -99,7 +100,7 @@ def _variants(batch: int, width: int, device: torch.device) -> tuple[dict[str, c
         runtime = RuntimeSettings(precision=precision)
 
         def ours(name: str, settings: GeneratorSettings, runtime: RuntimeSettings = runtime) -> str:
-            trainings[name] = GeneratorTraining(settings, runtime, shots, 0, device, {})
+            trainings[name] = GeneratorTraining(settings, runtime, shots, 0, Alone(device), {})
             return name
 
         for blocks in ("live", "skip"):

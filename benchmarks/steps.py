@@ -8,6 +8,7 @@ import common
 from hydramix_dist.config.schema import RuntimeSettings
 from hydramix_dist.training.classifier import ClassifierInputs, ClassifierTraining, HeldOut
 from hydramix_dist.training.generator import GeneratorTraining
+from hydramix_dist.training.group import Alone
 
 
 def main() -> None:
@@ -31,11 +32,11 @@ def main() -> None:
 
     kinds: dict[str, dict[str, common.Step]] = {
         f"generator, K={generator.mix.count}, batch {generator.batch}": {
-            name: common.one_step(GeneratorTraining(generator, runtime, shots, 0, device, {}))
+            name: common.one_step(GeneratorTraining(generator, runtime, shots, 0, Alone(device), {}))
             for name, runtime in runtimes.items()
         },
         f"classifier, {classifier.network}, batch {classifier.batch}": {
-            name: common.one_step(ClassifierTraining(classifier, runtime, inputs, 0, device, {}))
+            name: common.one_step(ClassifierTraining(classifier, runtime, inputs, 0, Alone(device), {}))
             for name, runtime in runtimes.items()
         },
     }

@@ -1,14 +1,15 @@
 """Small worlds for the tests: shot sets, settings and image folders with which a training takes a second."""
 
+import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 import yaml
@@ -28,9 +29,11 @@ from hydramix_dist.store import Store
 from hydramix_dist.telemetry import JsonlSink, Recorder
 from hydramix_dist.training.classifier import ClassifierInputs, ClassifierTraining, HeldOut, train_classifier
 from hydramix_dist.training.generator import GeneratorTraining, generator_identity, train_generator
-from hydramix_dist.training.loop import Context
+from hydramix_dist.training.group import Alone, Group
+from hydramix_dist.training.loop import Context, Training
 
 SIDE = 32
+ALONE: Group = Alone(torch.device("cpu"))
 HYDRAMIX = Path(sys.executable).with_name("hydramix")
 RUNTIME = RuntimeSettings(device="cpu", precision="fp32", channels_last=False, threads=1, checkpoints=3)
 FAST = RUNTIME.model_copy(update={"precision": "bf16", "channels_last": True})
@@ -121,12 +124,16 @@ def never() -> bool:
 
 
 def context(
-    folder: Path | Store, role: str, runtime: RuntimeSettings = RUNTIME, should_stop: Callable[[], bool] = never
+    folder: Path | Store,
+    role: str,
+    runtime: RuntimeSettings = RUNTIME,
+    should_stop: Callable[[], bool] = never,
+    group: Group = ALONE,
 ) -> Context:
     """Return what surrounds a training in a folder."""
     store = folder if isinstance(folder, Store) else Store(folder)
-    sink = JsonlSink(lambda line: store.append("metrics.jsonl", line))
-    return Context(store, Recorder([sink], role=role), runtime, lambda done, total: None, should_stop)
+    sinks = [JsonlSink(lambda line: store.append("metrics.jsonl", line))] if group.rank == 0 else []
+    return Context(group, store, Recorder(sinks, role=role), runtime, lambda done, total: None, should_stop)
 
 
 def run_generator(
@@ -135,11 +142,13 @@ def run_generator(
     runtime: RuntimeSettings = RUNTIME,
     should_stop: Callable[[], bool] = never,
     shots: ShotSet | None = None,
+    group: Group = ALONE,
 ) -> dict[str, Any]:
     """Train, or go on training, a generator in a folder; return its result."""
     settings, shots = settings or generator_settings(), shots or shot_set()
     identity = generator_identity("data", shots.ids, 5, settings)
-    return train_generator(shots, settings, 5, identity, "nowhere", context(folder, "generator", runtime, should_stop))
+    surroundings = context(folder, "generator", runtime, should_stop, group)
+    return train_generator(shots, settings, 5, identity, "nowhere", surroundings)
 
 
 def generator_training(
@@ -149,9 +158,7 @@ def generator_training(
     states: Mapping[str, EngineState] | None = None,
 ) -> GeneratorTraining:
     """Return a generator training at its first step, outside any folder."""
-    return GeneratorTraining(
-        settings or generator_settings(), runtime, shots or shot_set(), 5, torch.device("cpu"), states or {}
-    )
+    return GeneratorTraining(settings or generator_settings(), runtime, shots or shot_set(), 5, ALONE, states or {})
 
 
 def classifier_training(
@@ -160,9 +167,12 @@ def classifier_training(
     runtime: RuntimeSettings = RUNTIME,
 ) -> ClassifierTraining:
     """Return a classifier training at its first step, outside any folder."""
-    return ClassifierTraining(
-        settings or classifier_settings(), runtime, inputs or classifier_inputs(), 5, torch.device("cpu"), {}
-    )
+    return ClassifierTraining(settings or classifier_settings(), runtime, inputs or classifier_inputs(), 5, ALONE, {})
+
+
+def batch(training: Training, step: int) -> dict[str, Any]:
+    """Return a step's whole batch, as one process alone computes it."""
+    return training.batch(training.length.pieces(step, 0, 1, None)[0])
 
 
 def classifier_inputs(mixed: bool = True, validation: bool = False, bf16: bool = False) -> ClassifierInputs:
@@ -189,11 +199,12 @@ def run_classifier(
     runtime: RuntimeSettings = RUNTIME,
     should_stop: Callable[[], bool] = never,
     inputs: ClassifierInputs | None = None,
+    group: Group = ALONE,
 ) -> dict[str, Any]:
     """Train, or go on training, a classifier in a folder; return its result."""
     settings = settings or classifier_settings()
     inputs = inputs or classifier_inputs(bf16=runtime.precision == "bf16")
-    surroundings = context(folder, "classifier", runtime, should_stop)
+    surroundings = context(folder, "classifier", runtime, should_stop, group)
     return train_classifier(inputs, settings, 5, {"settings": "the test's"}, "nowhere", surroundings)
 
 
@@ -222,9 +233,11 @@ class TornStore(Store):
         super().__init__(url)
         self.done, self._whole = 0, whole
 
-    def put(self, path: str, data: bytes) -> None:
+    @contextlib.contextmanager
+    def writer(self, path: str) -> Iterator[IO[bytes]]:
         self._count()
-        super().put(path, data)
+        with super().writer(path) as file:
+            yield file
 
     def delete(self, path: str = "") -> None:
         self._count()
@@ -262,7 +275,7 @@ PILOT: dict[str, Any] = {
     },
     "arms": {"baseline": {}, "hydramix": {"generator": "hydramix"}},
     "runtime": {"device": "cpu", "precision": "fp32", "channels_last": False, "checkpoints": 4},
-    "workers": 2,
+    "concurrent": 2,
 }
 
 

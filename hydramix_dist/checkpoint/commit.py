@@ -9,10 +9,15 @@ Layout: `checkpoints/<images seen, 12 digits>/{<engine>.safetensors, <engine>.op
 import hashlib
 import json
 import logging
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import safetensors.torch
+from torch import Tensor
+
+from hydramix_dist.checkpoint.layout import pieces
 from hydramix_dist.checkpoint.state import EngineState
 from hydramix_dist.errors import UserError
 from hydramix_dist.store import Store
@@ -21,6 +26,10 @@ from hydramix_dist.store.run import digest
 SCHEMA_VERSION = 1
 _FOLDER = "checkpoints"
 _log = logging.getLogger("hydramix")
+
+
+class BrokenError(Exception):
+    """A checkpoint, or a file of one, is not what was written; the text says in a few words what is wrong."""
 
 
 @dataclass(frozen=True)
@@ -47,12 +56,14 @@ def save(
     `score` is given only where a validation part exists: the test set never chooses. A checkpoint of more images is a
     broken one that the training went back from: it goes too, so that it never stands in the place of a whole one.
     """
-    folder = f"{_FOLDER}/{images:012d}"
-    entries = []
-    for engine, state in engines.items():
-        for name, data in state.files(engine).items():
-            store.put(f"{folder}/{name}", data)
-            entries.append({"name": name, "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()})
+    folder = _folder(images)
+    if store.exists(folder):  # of a killed save, or a broken one that the training went back from
+        _remove(store, folder)
+    entries = [
+        _write(store, folder, name, tensors)
+        for engine, state in engines.items()
+        for name, tensors in state.files(engine).items()
+    ]
     manifest = {
         "schema_version": SCHEMA_VERSION,
         "images": images,
@@ -71,11 +82,11 @@ def load_newest(store: Store) -> Checkpoint | None:
 
     Raises UserError where checkpoints exist but none is whole, or where one was made by a newer version.
     """
-    folders = _committed(store)
+    folders = committed(store)
     for fallbacks, folder in enumerate(reversed(folders)):
         try:
             return _load(store, folder, fallbacks)
-        except _BrokenError as broken:
+        except BrokenError as broken:
             _log.warning("checkpoint %s is broken (%s); going back to the one before", store.path(folder), broken)
     if folders:
         raise UserError(
@@ -84,61 +95,115 @@ def load_newest(store: Store) -> Checkpoint | None:
     return None
 
 
-class _BrokenError(Exception):
-    pass
+def load(store: Store, images: int) -> Checkpoint:
+    """Return the checkpoint of that many images: the one that another process has chosen by `load_newest`.
+
+    Raises UserError where it is not there, broken, or made by a newer version.
+    """
+    folder = _folder(images)
+    try:
+        return _load(store, folder, fallbacks=0)
+    except BrokenError as broken:
+        raise UserError(
+            f"checkpoint {store.path(folder)} cannot be loaded ({broken}); run the command again, it chooses anew"
+        ) from broken
 
 
-def _load(store: Store, folder: str, fallbacks: int) -> Checkpoint:
-    manifest = _read_manifest(store, folder)
+def committed(store: Store) -> list[str]:
+    """Return the folders of all checkpoints, that is those with a manifest, oldest first."""
+    paths = set(store.list(_FOLDER) if store.exists(_FOLDER) else [])
+    return sorted(folder for folder in _folders_of(paths) if f"{folder}/manifest.json" in paths)
+
+
+def images_of(folder: str) -> int:
+    """Return the number of images seen that a checkpoint's folder is named by."""
+    return int(folder.rsplit("/", 1)[-1])
+
+
+def read_manifest(store: Store, folder: str) -> dict[str, Any]:
+    """Return a checkpoint's manifest. Raises BrokenError, and UserError where it was made by a newer version."""
+    manifest = _intact_manifest(store, folder)
     version = manifest["schema_version"]
     if version > SCHEMA_VERSION:
         raise UserError(f"{store.path(folder)} was made by a newer version (schema {version}); update hydramix_dist")
-    files = {entry["name"]: _verified(store, folder, entry) for entry in manifest["files"]}
+    return manifest
+
+
+def verified(store: Store, folder: str, entry: Mapping[str, Any]) -> bytes:
+    """Return the bytes of a file that the manifest lists, if they are those written. Raises BrokenError."""
+    try:
+        data = store.read(f"{folder}/{entry['name']}")
+    except FileNotFoundError as error:
+        raise BrokenError(f"{entry['name']} is missing") from error
+    if hashlib.sha256(data).hexdigest() != entry["sha256"]:
+        raise BrokenError(f"{entry['name']} has {len(data)} bytes and not the recorded sha256")
+    return data
+
+
+def _load(store: Store, folder: str, fallbacks: int) -> Checkpoint:
+    manifest = read_manifest(store, folder)
+    files = {entry["name"]: safetensors.torch.load(verified(store, folder, entry)) for entry in manifest["files"]}
     engines = {name: EngineState.from_files(files, name, facts["step"]) for name, facts in manifest["engines"].items()}
     return Checkpoint(manifest["images"], engines, manifest["counters"], fallbacks)
 
 
-def _read_manifest(store: Store, folder: str) -> dict[str, Any]:
+def _intact_manifest(store: Store, folder: str) -> dict[str, Any]:
     try:
         manifest = json.loads(store.read(f"{folder}/manifest.json"))
         recorded = manifest.pop("sha256")
+    except FileNotFoundError as error:
+        raise BrokenError("its manifest is missing") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:  # no JSON, or another JSON
-        raise _BrokenError("its manifest is damaged") from error
+        raise BrokenError("its manifest is damaged") from error
     if digest(manifest) != recorded:
-        raise _BrokenError("its manifest is damaged")
+        raise BrokenError("its manifest is damaged")
     return dict(manifest)
 
 
-def _verified(store: Store, folder: str, entry: Mapping[str, Any]) -> bytes:
-    try:
-        data = store.read(f"{folder}/{entry['name']}")
-    except FileNotFoundError as error:
-        raise _BrokenError(f"{entry['name']} is missing") from error
-    if hashlib.sha256(data).hexdigest() != entry["sha256"]:
-        raise _BrokenError(f"{entry['name']} has {len(data)} bytes and not the recorded sha256")
-    return data
-
-
-def _committed(store: Store) -> list[str]:
-    """Return the folders that have a manifest, oldest first."""
-    paths = store.list(_FOLDER) if store.exists(_FOLDER) else []
-    return [path.rsplit("/", 1)[0] for path in paths if path.endswith("/manifest.json")]
+def _write(store: Store, folder: str, name: str, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Write one file and return its entry in the manifest."""
+    sha256, size = hashlib.sha256(), 0
+    with store.writer(f"{folder}/{name}") as file:
+        for piece in pieces(tensors):
+            file.write(piece)
+            sha256.update(piece)  # of what lies in memory: read back, a disk's error would be taken for good
+            size += len(piece)
+    return {"name": name, "bytes": size, "sha256": sha256.hexdigest()}
 
 
 def _prune(store: Store, newest: str, keep: int) -> None:
-    committed = [folder for folder in _committed(store) if folder <= newest]
-    scores = {folder: _score(store, folder) for folder in committed}
+    scores = {folder: _score(store, folder) for folder in committed(store) if folder <= newest}
     scored = {folder: score for folder, score in scores.items() if score is not None}
     best = max(scored, key=lambda folder: (scored[folder], folder), default=None)
-    kept = {*committed[-keep:], best}
-    for folder in sorted({path.rsplit("/", 1)[0] for path in store.list(_FOLDER)} - kept):
-        store.delete(f"{folder}/manifest.json")  # first: from here on it does not exist
-        store.delete(folder)
+    for folder in sorted(_all_folders(store) - {*list(scores)[-keep:], best}):
+        _remove(store, folder)
+
+
+def _remove(store: Store, folder: str) -> None:
+    store.delete(f"{folder}/manifest.json")  # first: from here on it does not exist
+    store.delete(folder)
+
+
+def _all_folders(store: Store) -> set[str]:
+    """Return the folders of checkpoints and of killed saves, also of those that died in their first file."""
+    local = store.local_path(_FOLDER)  # elsewhere what was not finished is not there
+    unlisted = [] if local is None else [f"{_FOLDER}/{path.name}/" for path in local.iterdir()]
+    return _folders_of([*store.list(_FOLDER), *unlisted])
 
 
 def _score(store: Store, folder: str) -> float | None:
     try:
-        score = _read_manifest(store, folder)["score"]
-    except _BrokenError:
+        score = _intact_manifest(store, folder)["score"]
+    except BrokenError:
         return None
     return None if score is None else float(score)
+
+
+def _folder(images: int) -> str:
+    return f"{_FOLDER}/{images:012d}"
+
+
+def _folders_of(paths: Iterable[str]) -> set[str]:
+    """Return the checkpoints' folders that objects lie in, without what a user may have put beside them."""
+    matches = (re.match(rf"{_FOLDER}/\d{{12,}}(?=/)", path) for path in paths)
+    return {match[0] for match in matches if match}

@@ -4,9 +4,9 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-import safetensors.torch
 from torch import Tensor
 
+from hydramix_dist.checkpoint.layout import pieces
 from hydramix_dist.errors import UserError
 
 
@@ -18,22 +18,20 @@ class EngineState:
     moments: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
     step: int = 0
 
-    def files(self, name: str) -> dict[str, bytes]:
-        """Return the two safetensors files of this state: `<name>.safetensors` and `<name>.optimizer.safetensors`."""
+    def files(self, name: str) -> dict[str, Mapping[str, Tensor]]:
+        """Return the tensors of this state's two files: `<name>.safetensors` and `<name>.optimizer.safetensors`."""
         moments = {f"{moment}/{key}": t for moment, tensors in self.moments.items() for key, t in tensors.items()}
-        return {
-            f"{name}.safetensors": _serialise(self.weights),
-            f"{name}.optimizer.safetensors": _serialise(moments),
-        }
+        return dict(zip(file_names(name), (self.weights, moments), strict=True))
 
     @classmethod
-    def from_files(cls, files: Mapping[str, bytes], name: str, step: int) -> "EngineState":
-        """Return the state held by the two files of `name`."""
+    def from_files(cls, files: Mapping[str, Mapping[str, Tensor]], name: str, step: int) -> "EngineState":
+        """Return the state whose two files hold these tensors."""
+        weights, flat = (files[file] for file in file_names(name))
         moments: dict[str, dict[str, Tensor]] = {}
-        for key, tensor in safetensors.torch.load(files[f"{name}.optimizer.safetensors"]).items():
+        for key, tensor in flat.items():
             moment, parameter = key.split("/", 1)
             moments.setdefault(moment, {})[parameter] = tensor
-        return cls(safetensors.torch.load(files[f"{name}.safetensors"]), moments, step)
+        return cls(weights, moments, step)
 
     def check_fits(self, shapes: Mapping[str, tuple[int, ...]], what: str) -> None:
         """Raise UserError where these weights are not those of a model with the given names and shapes."""
@@ -46,11 +44,14 @@ class EngineState:
                 )
 
 
+def file_names(engine: str) -> tuple[str, str]:
+    """Return the names of an engine's two files: weights and buffers, and the optimizer's moments."""
+    return f"{engine}.safetensors", f"{engine}.optimizer.safetensors"
+
+
 def weights_digest(weights: Mapping[str, Tensor]) -> str:
-    """Return the sha256 (hex) of weights as safetensors bytes, names sorted: the name of a trained model in records."""
-    return hashlib.sha256(_serialise({name: weights[name] for name in sorted(weights)})).hexdigest()
-
-
-def _serialise(tensors: Mapping[str, Tensor]) -> bytes:
-    # safetensors refuses strided memory such as channels_last, and tensors on a GPU cost a copy anyway.
-    return safetensors.torch.save({name: t.detach().cpu().contiguous() for name, t in tensors.items()})
+    """Return the sha256 (hex) of weights as safetensors bytes: the name of a trained model in records."""
+    sha256 = hashlib.sha256()
+    for piece in pieces(weights):
+        sha256.update(piece)
+    return sha256.hexdigest()

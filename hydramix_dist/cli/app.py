@@ -1,5 +1,6 @@
 """All commands and their options."""
 
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -15,7 +16,28 @@ app = typer.Typer(
 )
 data_app = typer.Typer(help="Import, look at and check image sets.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(data_app, name="data")
+checkpoint_app = typer.Typer(
+    help="Look into the checkpoints of a run, check them, take weights out.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+app.add_typer(checkpoint_app, name="checkpoint")
 
+
+class Kind(StrEnum):
+    """What `hydramix train` can train."""
+
+    generator = "generator"
+    classifier = "classifier"
+
+
+WorkersOption = Annotated[
+    int | None, typer.Option(min=1, help="processes of each training, over Ray and DeepSpeed; none: as in the settings")
+]
+AddressOption = Annotated[
+    str | None, typer.Option(help="a running Ray cluster to train on, host:port or auto; none: this machine")
+]
+TrainingFolder = Annotated[str, typer.Argument(help="folder of a training, also one inside a pilot's folder")]
 JsonFlag = Annotated[bool, typer.Option("--json", help="print one JSON object for machines")]
 
 
@@ -40,6 +62,8 @@ def pilot(
     arms: Annotated[str | None, typer.Option(help="arms to run, for example baseline,hydramix")] = None,
     mix: Annotated[int | None, typer.Option(help="K, images in one mix of the HydraMix arms")] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="any setting, key=value; may be repeated")] = None,
+    workers: WorkersOption = None,
+    address: AddressOption = None,
     out: Annotated[
         str | None, typer.Option(help="folder of the run; none: runs/ and a name made of data and settings")
     ] = None,
@@ -49,7 +73,29 @@ def pilot(
     """Compare arms with and without mixing on one image set, and write a report that says whether mixing helped."""
     from hydramix_dist.cli.pilot import pilot_command
 
-    raise typer.Exit(pilot_command(data, preset, shots, seeds, arms, mix, set_ or [], out, resume, json_))
+    raise typer.Exit(
+        pilot_command(data, preset, shots, seeds, arms, mix, set_ or [], workers, address, out, resume, json_)
+    )
+
+
+@app.command()
+def train(
+    kind: Annotated[Kind, typer.Argument(help="what to train")],
+    config: Annotated[str, typer.Argument(help="quick, standard, or a YAML file")],
+    assignments: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="any setting, for example data=FOLDER shots=10")
+    ] = None,
+    workers: WorkersOption = None,
+    address: AddressOption = None,
+    out: Annotated[
+        str | None, typer.Option(help="folder of the run; none: runs/ and a name made of data and settings")
+    ] = None,
+    json_: JsonFlag = False,
+) -> None:
+    """Train one generator or classifier, in this process or over several workers; typed again, it goes on."""
+    from hydramix_dist.cli.train import train_command
+
+    raise typer.Exit(train_command(kind.value, config, assignments or [], workers, address, out, json_))
 
 
 @app.command()
@@ -132,3 +178,35 @@ def data_verify(url: Annotated[str, typer.Argument(help="an imported image set")
     from hydramix_dist.cli.data import verify_command
 
     raise typer.Exit(verify_command(url, json_))
+
+
+@checkpoint_app.command("show")
+def checkpoint_show(run: TrainingFolder, json_: JsonFlag = False) -> None:
+    """Show what is inside each checkpoint: images seen, engines, step, weights, bytes, score, whole or broken."""
+    from hydramix_dist.cli.checkpoint import show_command
+
+    raise typer.Exit(show_command(run, json_))
+
+
+@checkpoint_app.command("verify")
+def checkpoint_verify(run: TrainingFolder, json_: JsonFlag = False) -> None:
+    """Check every file of every checkpoint against its recorded sha256; damaged ones are named, exit code 1."""
+    from hydramix_dist.cli.checkpoint import verify_command
+
+    raise typer.Exit(verify_command(run, json_))
+
+
+@checkpoint_app.command("export")
+def checkpoint_export(
+    run: TrainingFolder,
+    dst: Annotated[str, typer.Argument(help="file to write, NAME.safetensors")],
+    engine: Annotated[
+        str | None, typer.Option(help="generator, discriminator or classifier; none: the model the run is named by")
+    ] = None,
+    images: Annotated[int | None, typer.Option(help="images seen at the checkpoint; none: the newest")] = None,
+    json_: JsonFlag = False,
+) -> None:
+    """Write the weights of one model as a plain safetensors file, with a header that says what they are."""
+    from hydramix_dist.cli.checkpoint import export_command
+
+    raise typer.Exit(export_command(run, dst, engine, images, json_))

@@ -6,11 +6,22 @@ from collections.abc import Mapping
 from types import TracebackType
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, Task, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.text import Text
 
 from hydramix_dist.errors import Interrupted
 from hydramix_dist.orchestration.pool import Ended
+
+LINE_SECONDS = 10.0
 
 
 def error_console() -> Console:
@@ -95,6 +106,40 @@ class LiveDisplay:
         if self._whole is not None:
             done = sum(self._share.values()) / len(self._share)
             self._bars.update(self._whole, completed=done, seconds_left=self._clock.left(self._share))
+
+
+class TrainingDisplay(LiveDisplay):
+    """One training: a bar with its speed; on no terminal, a line every `LINE_SECONDS`."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__(console)
+        self._bars.columns = (*self._bars.columns, _SpeedColumn())
+        self._begun: tuple[float, int] | None = None
+        self._said = time.monotonic()
+
+    def planned(self, names: Mapping[str, str]) -> None:
+        """Take the training to come; there is no whole beside it."""
+        self._names = dict(names)
+
+    def progress(self, key: str, done: int, total: int) -> None:
+        """Move the bar, or say a line."""
+        super().progress(key, done, total)
+        now = time.monotonic()
+        if self._begun is None or done < self._begun[1]:  # also after going back to a checkpoint
+            self._begun = now, done
+        if self._console.is_terminal or key not in self._names or now - self._said < LINE_SECONDS:
+            return
+        self._said = now
+        speed = (done - self._begun[1]) / max(now - self._begun[0], 1e-9)
+        left = f", about {_spoken((total - done) / speed)} left" if speed else ""
+        self.say(f"{self._names[key]}: {done} of {total} images, {speed:.0f} images/s{left}")
+
+
+class _SpeedColumn(ProgressColumn):
+    """Images a second."""
+
+    def render(self, task: Task) -> Text:
+        return Text("" if task.speed is None else f"{task.speed:.0f} images/s", style="progress.data.speed")
 
 
 class _LeftColumn(TimeRemainingColumn):

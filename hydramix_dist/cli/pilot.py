@@ -8,8 +8,8 @@ from rich.console import Console
 from rich.table import Table
 
 from hydramix_dist.cli.console import LiveDisplay, error_console, print_json
-from hydramix_dist.cli.options import whole_numbers
-from hydramix_dist.config.load import build, configs_root, dump, override, read_yaml
+from hydramix_dist.cli.options import settings_file, whole_numbers
+from hydramix_dist.config.load import build, dump, override, read_yaml
 from hydramix_dist.config.schema import GeneratorSettings, PilotSettings
 from hydramix_dist.errors import UserError, nearest
 from hydramix_dist.evaluation.results import PilotResults, load_results
@@ -26,6 +26,8 @@ def pilot_command(
     arms: str | None,
     mix: int | None,
     assignments: list[str],
+    workers: int | None,
+    address: str | None,
     out: str | None,
     resume: bool,
     json_: bool,
@@ -34,12 +36,16 @@ def pilot_command(
     if resume:
         if out is None:
             raise UserError("--resume needs --out, the folder of the pilot to go on with")
-        if (data, shots, seeds, arms, mix) != (None,) * 5 or assignments:
-            raise UserError("--resume takes data and settings from --out; leave away all but --out and --json")
+        if (data, shots, seeds, arms, mix, workers) != (None,) * 6 or assignments:
+            raise UserError(
+                "--resume takes data and settings from --out; leave away all but --out, --address and --json"
+            )
         store = Store(out)
         tree, preset_name, data = read_stored(store)
         settings = build(PilotSettings, tree, store.path("run.json"))
     else:
+        if workers is not None:
+            assignments = [*assignments, f"distributed.workers={workers}"]
         settings = _settings(preset, shots, seeds, arms, mix, assignments)
         data = None if data is None else Store(data).url  # whole: a run goes on from any working folder
         preset_name = preset
@@ -50,7 +56,7 @@ def pilot_command(
         return _show(load_results(store), store, json_)
     _line(console, f"writing to {store.url}")
     with LiveDisplay(console) as display:
-        outcome = run_pilot(data, settings, preset_name, store, display)
+        outcome = run_pilot(data, settings, preset_name, store, display, address)
     _show(outcome.results, store, json_)
     return 1 if outcome.failed else 0
 
@@ -58,7 +64,7 @@ def pilot_command(
 def _settings(
     preset: str, shots: str | None, seeds: str | None, arms: str | None, mix: int | None, assignments: list[str]
 ) -> PilotSettings:
-    path = _preset_file(preset)
+    path = settings_file("--preset", "pilot", preset)
     ready = read_yaml(path)
     tree: dict[str, Any] = override(ready, assignments)
     _check_new_generators(tree, ready)
@@ -77,17 +83,6 @@ def _settings(
     if mix is not None:
         _set_mix(tree, mix)
     return build(PilotSettings, tree, str(path) if tree == ready else f"{path} with the options given")
-
-
-def _preset_file(preset: str) -> Path:
-    if preset.endswith((".yaml", ".yml")):
-        return Path(preset)
-    ready = {file.stem: file for file in sorted((configs_root() / "pilot").glob("*.yaml"))}
-    if preset not in ready:
-        raise UserError(
-            f"--preset '{preset}' is not known{nearest(preset, ready)}; there are {', '.join(ready)}, or a .yaml file"
-        )
-    return ready[preset]
 
 
 def _check_new_generators(tree: dict[str, Any], ready: dict[str, Any]) -> None:

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from hydramix_dist.config.schema import Settings
+from hydramix_dist.config.base import Settings
 from hydramix_dist.errors import UserError, nearest
 
 S = TypeVar("S", bound=Settings)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hydramix_dist.config.schema import PilotSettings
+from hydramix_dist.config.training import ClassifierTrainingSettings, GeneratorTrainingSettings
 
 _HEAD = """# Settings
 
@@ -50,19 +51,34 @@ class Section:
 
 
 def settings_sections() -> list[Section]:
-    """Return all sections of the pilot's settings, which hold every other section, outer ones first."""
+    """Return all sections of the pilot's settings, outer ones first."""
     schema = PilotSettings.model_json_schema()
     return list(_walk(schema, schema["$defs"], ""))
+
+
+def training_sections() -> list[Section]:
+    """Return the outermost sections of trainings by themselves; their inner ones are the pilot's, or its arms'."""
+    schemas = (model.model_json_schema() for model in (GeneratorTrainingSettings, ClassifierTrainingSettings))
+    return [next(_walk(schema, schema["$defs"], "")) for schema in schemas]
 
 
 def settings_reference() -> str:
     """Return the Markdown page of all settings: a table a section, with allowed values, default and meaning."""
     parts = [_HEAD]
     for section in settings_sections():
-        title = f"`{section.path}`" if section.path else "Top level"
-        parts.append(f"\n## {title}\n\n{section.summary}\n\n| key | allowed | default | meaning |\n|---|---|---|---|\n")
-        parts += [f"| `{key.path}` | {key.allowed} | `{key.default}` | {key.meaning} |\n" for key in section.keys]
+        parts.append(_table(f"`{section.path}`" if section.path else "Top level of a pilot", section))
+    for kind, section in zip(("generator", "classifier"), training_sections(), strict=True):
+        inner = f"Beside these keys: `{kind}`, `runtime` and `distributed`, as above"
+        inner += " (`generator` as `generators.<name>`)" if kind == "generator" else ""
+        parts.append(f"{_table(f'Top level of `hydramix train {kind}`', section)}\n{inner}.\n")
     return "".join(parts)
+
+
+def _table(title: str, section: Section) -> str:
+    head = f"\n## {title}\n\n{section.summary}\n\n| key | allowed | default | meaning |\n|---|---|---|---|\n"
+    return head + "".join(
+        f"| `{key.path}` | {key.allowed} | `{key.default}` | {key.meaning} |\n" for key in section.keys
+    )
 
 
 def _walk(node: dict[str, Any], definitions: dict[str, Any], path: str) -> Iterator[Section]:

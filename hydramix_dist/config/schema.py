@@ -7,23 +7,14 @@ says which is which. Ready combinations lie in `configs/`.
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
+from hydramix_dist.config.base import Count, Seed, Settings, Share, Weight
+from hydramix_dist.config.distributed import DistributedSettings
 from hydramix_dist.errors import nearest
-
-Count = Annotated[int, Field(ge=1)]
-Share = Annotated[float, Field(ge=0.0, le=1.0)]
-Weight = Annotated[float, Field(ge=0.0)]
-Seed = Annotated[int, Field(ge=0, le=10**9)]  # NumPy takes no negative ones, torch none beyond 64 bits
 
 MaskKind = Literal["whole", "grid", "segments-independent", "segments-contiguous", "chimera-grid", "chimera-segments"]
 Augmentation = Literal["basic", "trivial"]
-
-
-class Settings(BaseModel):
-    """Base of all settings: frozen, unknown keys refused, text never taken for a number."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
 class SegmentSettings(Settings):
@@ -203,6 +194,13 @@ class ClassifierSettings(Settings):
     images: Annotated[int, Field(ge=2, description="length of the training: images seen")] = 1_000_000
     mix_share: Annotated[float, Field(ge=0, le=1, description="probability that a whole batch is mixed")] = 0.5
     mix_until: Annotated[Share, Field(description="share of the training after which no batch is mixed any more")] = 1.0
+    batch_norm: Annotated[
+        Literal["synchronised", "local"],
+        Field(
+            description="statistics over the whole batch of all workers, or over each worker's part (then the number "
+            "of workers changes the results)"
+        ),
+    ] = "synchronised"
 
     @model_validator(mode="after")
     def _network_exists(self) -> "ClassifierSettings":
@@ -226,7 +224,14 @@ class RuntimeSettings(Settings):
     precision: Annotated[Literal["bf16", "fp32"], Field(description="bf16: autocast, losses in fp32")] = "bf16"
     channels_last: Annotated[bool, Field(description="images and weights in NHWC order in memory")] = True
     compile: Annotated[bool, Field(description="torch.compile; resuming is then not bit-equal")] = False
-    threads: Annotated[int, Field(ge=1, description="CPU threads of one training")] = 1
+    threads: Annotated[int, Field(ge=1, description="CPU threads of each process that trains")] = 1
+    micro_batch: Annotated[
+        int | None,
+        Field(
+            ge=1,
+            description="samples computed at a time, where memory is small; null: a worker's whole part of a batch",
+        ),
+    ] = None
     checkpoints: Annotated[
         int, Field(ge=1, description="saves spread over a training; the test curve has as many points")
     ] = 5
@@ -271,8 +276,10 @@ class PilotSettings(Settings):
     classifier: ClassifierSettings = ClassifierSettings()
     arms: Annotated[dict[str, ArmSettings], Field(min_length=1)] = {"baseline": ArmSettings()}
     runtime: RuntimeSettings = RuntimeSettings()
-    workers: Annotated[
-        int | None, Field(ge=1, description="trainings at a time; null: cores / threads, 1 on a GPU")
+    distributed: DistributedSettings = DistributedSettings()
+    concurrent: Annotated[
+        int | None,
+        Field(ge=1, description="trainings at a time; null: cores / threads; 1 on a GPU and with several workers each"),
     ] = None
 
     @model_validator(mode="after")

@@ -3,7 +3,8 @@
 It is one list of named layers (stem, down1.., block1.., up1.., head) cut after the layer `mix_after`: the layers up
 to the cut are the encoder, the rest the decoder. No parameter depends on K, so a trained generator mixes any number.
 
-Letters: B batch, K images in a mix, C image channels, H W pixels, D feature channels, h w feature cells.
+Letters: B batch, K images in a mix, N views that mixes are made of, C image channels, H W pixels, D feature channels,
+h w feature cells.
 """
 
 from collections import OrderedDict
@@ -44,9 +45,15 @@ class Generator(nn.Module):
         """Return float32 images x_BCHW in [-1, 1], whatever the precision inside."""
         return torch.tanh(self.decoder(f_BDhw).float())
 
-    def forward(self, x_BCHW: Tensor) -> Tensor:
-        """Return the reconstruction of images in [-1, 1], same shape."""
-        return self.decode(self.encode(x_BCHW))
+    def forward(self, x_NCHW: Tensor, sources_BK: Tensor, m_BKhw: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the reconstructions of all views, [N, C, H, W], and the mixes of them, [B, C, H, W].
+
+        Decoded in one batch, each needed by a loss. Each view is encoded once, however many mixes it is in.
+        """
+        f_NDhw = self.encode(x_NCHW)
+        f_BDhw = mix_features(sources_of(f_NDhw, sources_BK), m_BKhw)
+        decoded = self.decode(torch.cat((f_NDhw, f_BDhw)))
+        return decoded[: len(x_NCHW)], decoded[len(x_NCHW) :]
 
 
 def mix_features(f_BKDhw: Tensor, m_BKhw: Tensor) -> Tensor:

@@ -1,18 +1,14 @@
 """The pilot, from images to a measured answer: import, subsets, trainings, statistics, report; resumable throughout."""
 
 import json
-import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from hydramix_dist.config.load import dump
-from hydramix_dist.config.schema import PilotSettings, SegmentSettings
-from hydramix_dist.data.builtin import build_photo_patches, licence_text
+from hydramix_dist.config.schema import PilotSettings
 from hydramix_dist.data.dataset import Dataset
-from hydramix_dist.data.importer import check_apart, import_dataset
 from hydramix_dist.data.overview import describe
 from hydramix_dist.data.pool import usable_cores
 from hydramix_dist.data.shots import load_shots
@@ -20,36 +16,25 @@ from hydramix_dist.errors import Interrupted, UserError
 from hydramix_dist.evaluation.assemble import assemble
 from hydramix_dist.evaluation.probes import probe
 from hydramix_dist.evaluation.results import RESULTS_FILE, PilotResults, RunResult, save_results
-from hydramix_dist.mixing.masks import needs_segments
 from hydramix_dist.models.trained import load_generator
 from hydramix_dist.orchestration.collect import data_summary, run_result, subset_record
-from hydramix_dist.orchestration.plan import Plan, default_workers, make_plan
+from hydramix_dist.orchestration.display import Display
+from hydramix_dist.orchestration.images import check_source, open_data
+from hydramix_dist.orchestration.plan import Plan, default_concurrency, make_plan
 from hydramix_dist.orchestration.pool import Ended, Stop, run_tasks
 from hydramix_dist.orchestration.tasks import ClassifierTask, GeneratorTask
+from hydramix_dist.orchestration.train import check_workers, run_distributed
 from hydramix_dist.report.page import REPORT_FILE, write_report
 from hydramix_dist.report.sheets import Sheet
 from hydramix_dist.store import Store
 from hydramix_dist.store.run import RunFolder, exclusively, read_run, read_status
 from hydramix_dist.training import environment
+from hydramix_dist.training.classifier import classifier_length
+from hydramix_dist.training.generator import generator_length
+from hydramix_dist.training.length import Length
 from hydramix_dist.training.loop import prepare_device
 
 PROBES = 6  # mixes shown of each generator setting
-
-
-class Display(Protocol):
-    """What a person sees while a pilot runs."""
-
-    def say(self, text: str) -> None:
-        """Show one line."""
-
-    def planned(self, names: Mapping[str, str]) -> None:
-        """Take the trainings to come: display name by key."""
-
-    def progress(self, key: str, done: int, total: int) -> None:
-        """Take a training's (or an import's) progress."""
-
-    def ended(self, ended: Ended) -> None:
-        """Take a training's end."""
 
 
 @dataclass(frozen=True)
@@ -60,55 +45,23 @@ class Outcome:
     failed: Mapping[str, str]
 
 
-def open_data(source: str | None, out: Store, display: Display) -> Dataset:
-    """Return the data set of a pilot: an imported one as it is, anything else imported into `out`/data, once.
-
-    Without a source the built-in photo patches are cut first. A source that is gone since its import is not needed any
-    more. Raises UserError for a source that cannot be read.
-    """
-    if source is not None and Store(source).exists("manifest.json"):
-        return Dataset.open(source)
-    target = out.path("data")
-    if source is not None and not Store(source).exists() and _was_imported(source, out):
-        display.say(f"{source} is gone; going on with what was imported from it")
-        return Dataset.open(target)
-    if source is None:
-        if not out.exists("data/manifest.json"):
-            display.say("cutting the built-in image set from the photographs of scikit-image")
-            with tempfile.TemporaryDirectory() as folder:
-                build_photo_patches(Path(folder) / "photo-patches")
-                import_dataset(
-                    str(Path(folder) / "photo-patches"), target, licence=licence_text(), progress=display.progress
-                )
-        return Dataset.open(target)
-    report = import_dataset(source, target, progress=display.progress)
-    for refused in report.refused:
-        display.say(f"refused {refused.item}: {refused.reason}")
-    return Dataset.open(target)
-
-
-def _check_source(source: str | None, out: Store) -> None:
-    """Refuse a source before anything is written: one that is not there and was not imported, or that holds `out`."""
-    if source is None or _was_imported(source, out):
-        return
-    if not Store(source).exists():
-        raise UserError(f"{source} does not exist; give a folder with one sub-folder a class, or a zip or tar of one")
-    check_apart(source, out)
-
-
-def _was_imported(source: str, out: Store) -> bool:
-    return (
-        out.exists("run.json") and out.exists("data/manifest.json") and read_run(out)["facts"].get("source") == source
-    )
-
-
-def run_pilot(source: str | None, settings: PilotSettings, preset: str | None, out: Store, display: Display) -> Outcome:
+def run_pilot(
+    source: str | None,
+    settings: PilotSettings,
+    preset: str | None,
+    out: Store,
+    display: Display,
+    address: str | None = None,
+) -> Outcome:
     """Run, or go on with, a pilot in `out`; leaves results.json and report.html there, also when stopped half way.
+
+    `address` is that of a running Ray cluster, whose workers then train.
 
     Raises Interrupted when asked to stop, UserError for bad input, for a folder that holds another run, and where
     another process is running in it.
     """
-    _check_source(source, out)
+    check_source(source, out)
+    check_workers(settings.distributed, settings.runtime, _lengths(settings))
     with exclusively(out):
         facts = environment.facts(settings.runtime, prepare_device(settings.runtime))
         dataset = open_data(source, out, display)
@@ -120,7 +73,7 @@ def run_pilot(source: str | None, settings: PilotSettings, preset: str | None, o
             warnings = _prepare(plan, settings, dataset, out, display)
             write = partial(_write, plan, results, settings, preset, dataset, warnings, facts, out)
             try:
-                failed = _train(plan, settings, results, display)
+                failed = _train(plan, settings, address, out, results, display)
             except Interrupted:
                 if results:
                     write()
@@ -136,37 +89,53 @@ def run_pilot(source: str | None, settings: PilotSettings, preset: str | None, o
         return Outcome(report, failed)
 
 
+def _lengths(settings: PilotSettings) -> list[Length]:
+    generators = [settings.generators[arm.generator] for arm in settings.arms.values() if arm.generator]
+    return [
+        *(generator_length(generator) for generator in generators),
+        *(classifier_length(settings.classifier_of(name)) for name in settings.arms),
+    ]
+
+
 def _prepare(plan: Plan, settings: PilotSettings, dataset: Dataset, out: Store, display: Display) -> list[str]:
     """Write the subsets' ids, make the segment maps that are absent, and return the warnings on the data."""
     for subset in plan.subsets:
         _put_json(out, f"subsets/{subset.name}.json", subset_record(dataset, subset.train, subset.validation))
     # Segmented before the workers start, so that they do not all make the same maps.
-    wanted = {
-        (t.settings.network.side, t.settings.segments) for t in plan.tasks.values() if isinstance(t, GeneratorTask)
-    }
-    wanted |= {
-        (t.settings.side, SegmentSettings())
-        for t in plan.tasks.values()
-        if isinstance(t, ClassifierTask) and t.method.pixels is not None and needs_segments(t.method.pixels)
-    }
-    for side, segments in sorted(wanted, key=str):
+    for side, segments in sorted(set().union(*(task.segment_maps() for task in plan.tasks.values())), key=str):
         dataset.ensure_segments(side, segments, progress=display.progress)
     return [warned.text for warned in describe(dataset, settings.shots).warnings]
 
 
-def _train(plan: Plan, settings: PilotSettings, results: dict[str, dict[str, Any]], display: Display) -> dict[str, str]:
+def _train(
+    plan: Plan,
+    settings: PilotSettings,
+    address: str | None,
+    out: Store,
+    results: dict[str, dict[str, Any]],
+    display: Display,
+) -> dict[str, str]:
     """Carry out the plan, filling `results` by task key as trainings end; return the errors of those that failed."""
     display.planned({key: task.name for key, task in plan.tasks.items()})
-    workers = settings.workers or default_workers(settings.runtime, usable_cores())
     failed: dict[str, str] = {}
     with Stop() as stop:
-        for ended in run_tasks(plan.tasks, plan.needs, workers, stop, display.progress):
+        for ended in _carried_out(plan, settings, address, out, stop, display):
             display.ended(ended)
             if ended.result is not None:
                 results[ended.key] = ended.result
             else:
                 failed[ended.key] = ended.error or "no reason given"
     return failed
+
+
+def _carried_out(
+    plan: Plan, settings: PilotSettings, address: str | None, out: Store, stop: Stop, display: Display
+) -> Iterator[Ended]:
+    """Yield each training as it ends: several at a time in a process each, or one after another over many workers."""
+    if settings.distributed.workers > 1 or address is not None:
+        return run_distributed(plan.tasks, plan.needs, settings.distributed, address, out, stop, display.progress)
+    concurrent = settings.concurrent or default_concurrency(settings.runtime, usable_cores())
+    return run_tasks(plan.tasks, plan.needs, concurrent, stop, display.progress)
 
 
 def _write(

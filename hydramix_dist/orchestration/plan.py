@@ -50,7 +50,7 @@ def make_plan(settings: PilotSettings, dataset: Dataset, out: Store) -> Plan:
         raise UserError("the data set has no test images; import it again with a hold-out share above 0")
     rows = choose_test_rows(dataset.labels("test"), len(dataset.classes), settings.test_limit)
     subsets = tuple(
-        _draw(dataset, shots, seed, settings.validation) for shots in settings.shots for seed in settings.seeds
+        draw_rows(dataset, shots, seed, settings.validation) for shots in settings.shots for seed in settings.seeds
     )
     tasks: dict[str, Task] = {}
     needs: dict[str, str] = {}
@@ -93,14 +93,15 @@ def choose_test_rows(labels: npt.NDArray[np.int64], num_classes: int, limit: int
     return tuple(int(row) for row in np.sort(np.concatenate(chosen)))
 
 
-def default_workers(runtime: RuntimeSettings, cores: int) -> int:
+def default_concurrency(runtime: RuntimeSettings, cores: int) -> int:
     """Return how many trainings run at a time: one on a GPU, else as many as their threads fit the cores."""
     if runtime.device != "cpu" and torch.cuda.is_available():
         return 1
     return max(1, cores // runtime.threads)
 
 
-def _draw(dataset: Dataset, shots: int, seed: int, validation: float) -> Subset:
+def draw_rows(dataset: Dataset, shots: int, seed: int, validation: float) -> Subset:
+    """Return the subset of one (shots, seed), with the share `validation` of it held out."""
     labels = dataset.labels("train")
     rows = draw_subset(labels, shots, seed)
     if not validation:

@@ -73,7 +73,7 @@ def classify(classifier: Store, paths: Sequence[Path]) -> list[Prediction]:
         return [Prediction(str(path), None, None, errors[path]) for path in paths]
     images_NCHW = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).contiguous()
     network = trained.network.to(device)
-    best_N = predict(network, images_NCHW, runtime, device).max(1)
+    best_N = predict(network, images_NCHW, device).max(1)
     answers = iter(zip(best_N.indices.tolist(), best_N.values.tolist(), strict=True))
     predictions = []
     for path in paths:

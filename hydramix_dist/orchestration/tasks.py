@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -16,7 +16,7 @@ from hydramix_dist.config.schema import (
     SegmentSettings,
 )
 from hydramix_dist.data.dataset import Dataset
-from hydramix_dist.data.shots import load_shots
+from hydramix_dist.data.shots import ShotSet, load_shots
 from hydramix_dist.mixing.masks import needs_segments
 from hydramix_dist.mixing.mixer import Mixer, PixelMixing
 from hydramix_dist.models.generator import Generator
@@ -27,6 +27,7 @@ from hydramix_dist.store.run import digest
 from hydramix_dist.telemetry import JsonlSink, Recorder
 from hydramix_dist.training.classifier import ClassifierInputs, HeldOut, train_classifier
 from hydramix_dist.training.generator import generator_identity, train_generator
+from hydramix_dist.training.group import Alone, Group, together
 from hydramix_dist.training.loop import Context, prepare_device
 
 Progress = Callable[[int, int], None]
@@ -37,6 +38,7 @@ ShouldStop = Callable[[], bool]
 class GeneratorTask:
     """Train one generator on a subset (rows of the train split) into a folder."""
 
+    kind: ClassVar[str] = "generator"
     name: str
     data_url: str
     folder_url: str
@@ -45,19 +47,32 @@ class GeneratorTask:
     settings: GeneratorSettings
     runtime: RuntimeSettings
 
-    def run(self, progress: Progress, should_stop: ShouldStop) -> dict[str, Any]:
-        """Return the training's result. Errors as in `train_in_folder`."""
+    def segment_maps(self) -> set[tuple[int, SegmentSettings]]:
+        """Return the sides and settings of the segment maps it takes from the data set."""
+        return {(self.settings.network.side, self.settings.segments)}
+
+    def identity(self) -> dict[str, Any]:
+        """Return what makes this run this one and no other."""
         dataset = _dataset(self.data_url)
-        shots = load_shots(dataset, self.rows, self.settings.network.side, self.settings.segments)
-        identity = generator_identity(dataset.fingerprint, shots.ids, self.seed, self.settings)
-        context = _context(self.folder_url, "generator", self.runtime, progress, should_stop)
-        return train_generator(shots, self.settings, self.seed, identity, self.data_url, context)
+        ids = [dataset.ids("train")[row] for row in self.rows]
+        return generator_identity(dataset.fingerprint, ids, self.seed, self.settings)
+
+    def run(self, progress: Progress, should_stop: ShouldStop, group: Group | None = None) -> dict[str, Any]:
+        """Return the training's result; with a group, as one of its processes. Errors as in `train_in_folder`."""
+        group = group or Alone(prepare_device(self.runtime))
+        shots = together(group, self._shots)
+        context = _context(self.folder_url, "generator", self.runtime, progress, should_stop, group)
+        return train_generator(shots, self.settings, self.seed, self.identity(), self.data_url, context)
+
+    def _shots(self) -> ShotSet:
+        return load_shots(_dataset(self.data_url), self.rows, self.settings.network.side, self.settings.segments)
 
 
 @dataclass(frozen=True)
 class ClassifierTask:
     """Train one arm's classifier on a subset, with mixes of a finished generator where the arm has one."""
 
+    kind: ClassVar[str] = "classifier"
     name: str
     data_url: str
     folder_url: str
@@ -73,21 +88,31 @@ class ClassifierTask:
     generator_url: str | None
     generator_key: str | None
 
-    def run(self, progress: Progress, should_stop: ShouldStop) -> dict[str, Any]:
-        """Return the training's result. Errors as in `train_in_folder`."""
-        dataset = _dataset(self.data_url)
+    def segment_maps(self) -> set[tuple[int, SegmentSettings]]:
+        """Return the sides and settings of the segment maps it takes from the data set, a generator's aside."""
+        pixels = self.method.pixels
+        return {(self.settings.side, SegmentSettings())} if pixels is not None and needs_segments(pixels) else set()
+
+    def run(self, progress: Progress, should_stop: ShouldStop, group: Group | None = None) -> dict[str, Any]:
+        """Return the training's result; with a group, as one of its processes. Errors as in `train_in_folder`."""
+        own = group or Alone(prepare_device(self.runtime))
+        inputs = together(own, lambda: self._inputs(own.device))
+        context = _context(self.folder_url, "classifier", self.runtime, progress, should_stop, own)
+        return train_classifier(inputs, self.settings, self.seed, self.identity(), self.data_url, context)
+
+    def _inputs(self, device: torch.device) -> ClassifierInputs:
         side = self.settings.side
-        inputs = ClassifierInputs(
-            shots=load_shots(dataset, self.rows, side, None),
+        return ClassifierInputs(
+            shots=load_shots(_dataset(self.data_url), self.rows, side, None),
             augmentation=self.method.augmentation,
-            mixer=self._mixer(dataset),
+            mixer=self._mixer(device),
             test=_held_out(self.data_url, "test", self.test_rows, side),
             validation=_held_out(self.data_url, "train", self.validation_rows, side) if self.validation_rows else None,
         )
-        context = _context(self.folder_url, "classifier", self.runtime, progress, should_stop)
-        return train_classifier(inputs, self.settings, self.seed, self._identity(dataset), self.data_url, context)
 
-    def _identity(self, dataset: Dataset) -> dict[str, Any]:
+    def identity(self) -> dict[str, Any]:
+        """Return what makes this run this one and no other."""
+        dataset = _dataset(self.data_url)
         train, test = dataset.ids("train"), dataset.ids("test")
         return {
             "data": dataset.fingerprint,
@@ -105,8 +130,8 @@ class ClassifierTask:
             "settings": dump(self.settings),
         }
 
-    def _mixer(self, dataset: Dataset) -> Mixer | None:
-        device, pixels = prepare_device(self.runtime), self.method.pixels
+    def _mixer(self, device: torch.device) -> Mixer | None:
+        pixels = self.method.pixels
         generator: Generator | PixelMixing
         if self.generator_url is not None:
             trained = load_generator(Store(self.generator_url))
@@ -117,7 +142,7 @@ class ClassifierTask:
             generator = PixelMixing(side)
         else:
             return None
-        shots = load_shots(dataset, self.rows, side, segments if needs_segments(mix) else None)
+        shots = load_shots(_dataset(self.data_url), self.rows, side, segments if needs_segments(mix) else None)
         bf16 = self.runtime.precision == "bf16"
         return Mixer(generator, shots.to(device), mix, self.seed, self.method.augmentation, bf16=bf16)
 
@@ -126,11 +151,13 @@ Task = GeneratorTask | ClassifierTask
 
 
 def _context(
-    folder_url: str, role: str, runtime: RuntimeSettings, progress: Progress, should_stop: ShouldStop
+    folder_url: str, role: str, runtime: RuntimeSettings, progress: Progress, should_stop: ShouldStop, group: Group
 ) -> Context:
+    """Return what surrounds a training; of several processes, rank 0 alone records and tells its progress."""
     store = Store(folder_url)
-    sink = JsonlSink(lambda line: store.append("metrics.jsonl", line))
-    return Context(store, Recorder([sink], role=role), runtime, progress, should_stop)
+    sinks = [JsonlSink(lambda line: store.append("metrics.jsonl", line))] if group.rank == 0 else []
+    telling = progress if group.rank == 0 else lambda images, total: None
+    return Context(group, store, Recorder(sinks, role=role), runtime, telling, should_stop)
 
 
 @lru_cache(maxsize=2)

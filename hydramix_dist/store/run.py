@@ -38,17 +38,8 @@ class RunFolder:
         """
         identity = json.loads(json.dumps(identity))
         record = {"schema_version": SCHEMA_VERSION, "kind": kind, "identity": identity, "facts": dict(facts)}
-        created = store.put_if_absent("run.json", _pretty(record))
-        if not created:
-            old = read_run(store)
-            if old["kind"] != kind:
-                raise UserError(f"{store.url} holds a {old['kind']} run, not a {kind} run; choose another folder")
-            difference = _first_difference(old["identity"], identity)
-            if difference:
-                raise UserError(
-                    f"{store.url} holds another run: {difference}; choose another folder, or the same settings"
-                )
-            _warn_of_changed_facts(old, record)
+        if not store.put_if_absent("run.json", _pretty(record)):
+            _warn_of_changed_facts(check_same_run(store, kind, identity), record)
         attempt = int(read_status(store).get("attempt", 0)) + 1
         run = cls(store, record, attempt)
         run._status("running", None)
@@ -71,6 +62,17 @@ class RunFolder:
             "updated": round(time.time(), 3),
         }
         self.store.put("status.json", _pretty(status))
+
+
+def check_same_run(store: Store, kind: str, identity: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `run.json` of a folder that holds this very run. Raises UserError where it holds another, or none."""
+    old = read_run(store)
+    if old["kind"] != kind:
+        raise UserError(f"{store.url} holds a {old['kind']} run, not a {kind} run; choose another folder")
+    difference = _first_difference(old["identity"], json.loads(json.dumps(identity)))
+    if difference:
+        raise UserError(f"{store.url} holds another run: {difference}; choose another folder, or the same settings")
+    return old
 
 
 def read_run(store: Store) -> dict[str, Any]:

@@ -54,7 +54,10 @@ METRICS: dict[str, Metric] = {
         Metric("test_accuracy_ratio", "gauge", "ratio", _ROLE, "accuracy on the test images"),
         Metric("validation_accuracy_ratio", "gauge", "ratio", _ROLE, "accuracy on the validation part of the subset"),
         Metric("images_per_second", "gauge", "images/s", _ROLE, "training speed since the last record"),
-        Metric("checkpoint_seconds", "gauge", "seconds", _ROLE, "time the last checkpoint took to write"),
+        Metric("checkpoint_seconds", "gauge", "seconds", _ROLE, "time the last checkpoint took until it was whole"),
+        Metric(
+            "checkpoint_stall_seconds", "gauge", "seconds", _ROLE, "time training stood still for the last checkpoint"
+        ),
         Metric(
             "checkpoint_fallbacks_total", "counter", "checkpoints", _ROLE, "broken checkpoints passed over at loading"
         ),

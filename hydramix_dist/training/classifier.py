@@ -3,12 +3,12 @@
 Legend: B batch, N images, C channels, H W pixels.
 """
 
+import logging
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -22,10 +22,14 @@ from hydramix_dist.mixing.mixer import Mixer
 from hydramix_dist.models.classifiers import build_classifier
 from hydramix_dist.models.pixels import to_float
 from hydramix_dist.models.placement import placed
-from hydramix_dist.training.engine import Engine, TorchEngine
-from hydramix_dist.training.loop import Context, Length, Outcome, Phase, autocast
-from hydramix_dist.training.scoring import predict
+from hydramix_dist.training.batch_norm import synchronised
+from hydramix_dist.training.group import Group
+from hydramix_dist.training.length import Length, Piece
+from hydramix_dist.training.loop import Context, Outcome, Phase
+from hydramix_dist.training.scoring import predict_together
 from hydramix_dist.training.session import train_in_folder
+
+_log = logging.getLogger("hydramix")
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,11 @@ class ClassifierInputs:
     validation: HeldOut | None
 
 
+def classifier_length(settings: ClassifierSettings) -> Length:
+    """Return the length of a classifier training."""
+    return Length(settings.images, settings.batch)
+
+
 class ClassifierTraining:
     """One phase a step; a whole batch is either real or mixed, by one draw a step (ChimeraMix)."""
 
@@ -56,41 +65,42 @@ class ClassifierTraining:
         runtime: RuntimeSettings,
         inputs: ClassifierInputs,
         seed: int,
-        device: torch.device,
+        group: Group,
         states: Mapping[str, EngineState],
     ) -> None:
         """Build the network from `seed`, or from `states["classifier"]` where given."""
         torch.manual_seed(seed)
-        network = placed(
-            build_classifier(settings, len(inputs.shots.classes)), device, channels_last=runtime.channels_last
-        )
-        engine: Engine = TorchEngine(network, settings.optimizer, states.get("classifier"))
-        self.engines = {"classifier": engine}
+        network = build_classifier(settings, len(inputs.shots.classes))
+        if group.world_size > 1 and settings.batch_norm == "synchronised":
+            network = synchronised(network)
+        bf16 = runtime.precision == "bf16"
+        network = placed(network, group.device, channels_last=runtime.channels_last, bf16=bf16)
+        self.engines = {"classifier": group.engine(network, settings.optimizer, states.get("classifier"))}
+        self.length = classifier_length(settings)
         self.phases = (Phase("classifier", self._lr, self._loss),)
         if runtime.compile:
             network.compile()
-        self._network, self._settings, self._runtime = network, settings, runtime
-        self._seed, self._device, self._inputs = seed, device, inputs
-        shots = inputs.shots.to(device)
+        self._settings, self._seed, self._group, self._inputs = settings, seed, group, inputs
+        shots = inputs.shots.to(group.device)
         self._order = Order(seed, "classifier/order", len(shots.ids))
         self._images_NCHW, self._labels_N = shots.images_NCHW, shots.labels_N
         self._augmenter = Augmenter(inputs.augmentation, derived_seed(seed, "classifier/real", 0), settings.side)
 
-    def batch(self, step: int) -> dict[str, Any]:
-        """Return images [B, 3, H, W] in [-1, 1] and labels [B] of a step, all real or all mixed."""
-        numbers = np.arange(step * self._settings.batch, (step + 1) * self._settings.batch)
-        anchors_B = self._order.items(numbers)
-        anchors_B = anchors_B.to(self._device)
+    def batch(self, piece: Piece) -> dict[str, Any]:
+        """Return images [B, 3, H, W] in [-1, 1] and labels [B]; those of one step are all real or all mixed."""
+        anchors_B = self._order.items(piece.numbers).to(self._group.device)
         mixer = self._inputs.mixer
-        if mixer is not None and self._is_mixed(step):
-            x_BCHW = mixer.mix(anchors_B, numbers, step, self._settings.side)
+        if mixer is not None and self._is_mixed(piece.step):
+            x_BCHW = mixer.mix(anchors_B, piece.numbers, piece.step, self._settings.side)
         else:
-            draws = self._augmenter.draw(numbers, 1)
+            draws = self._augmenter.draw(piece.numbers, 1)
             x_BCHW = to_float(draws.apply(self._images_NCHW[anchors_B][:, None])[:, 0])
-        return {"images": x_BCHW, "labels": self._labels_N[anchors_B], "step": step}
+        return {"images": x_BCHW, "labels": self._labels_N[anchors_B], "step": piece.step, "index": piece.index}
 
     def evaluate(self, images: int) -> Mapping[str, float]:
         """Return accuracies in [0, 1] on the test images and, where there is one, the validation part."""
+        if self._settings.batch_norm == "local":
+            self._share_running_statistics()
         metrics = {"test_accuracy_ratio": self._accuracy(self._inputs.test)}
         if self._inputs.validation is not None:
             metrics["validation_accuracy_ratio"] = self._accuracy(self._inputs.validation)
@@ -105,7 +115,12 @@ class ClassifierTraining:
         return float((predicted_N == held_out.labels_N).double().mean())
 
     def _predict(self, held_out: HeldOut) -> Tensor:
-        return predict(self._network, held_out.images_NCHW, self._runtime, self._device)
+        return predict_together(self.engines["classifier"].module, held_out.images_NCHW, self._group)
+
+    def _share_running_statistics(self) -> None:
+        """Give all ranks those of rank 0, which checkpoints hold; training itself does not read them."""
+        for buffer in self.engines["classifier"].module.buffers():
+            buffer.copy_(self._group.gather(buffer)[0])
 
     def _is_mixed(self, step: int) -> bool:
         if step * self._settings.batch >= self._settings.mix_until * self._settings.images:
@@ -117,12 +132,11 @@ class ClassifierTraining:
         return self._settings.optimizer.lr * 0.5 * (1 + math.cos(math.pi * done))
 
     def _loss(self, batch: dict[str, Any]) -> tuple[Tensor, Mapping[str, Tensor]]:
-        self._network.train()
-        # Dropout draws from torch's own generator: seeded by (seed, step, rank), so that resuming repeats it.
-        rank = self.engines["classifier"].rank
-        torch.manual_seed(derived_seed(self._seed, f"classifier/dropout-{rank}", batch["step"]))
-        with autocast(self._runtime, self._device):
-            logits = self._network(batch["images"])
+        engine = self.engines["classifier"]
+        engine.module.train()
+        # Dropout draws from torch's own generator: seeded by (seed, step, piece), so that resuming repeats it.
+        torch.manual_seed(derived_seed(self._seed, f"classifier/dropout-{batch['index']}", batch["step"]))
+        logits = engine(batch["images"])
         loss = F.cross_entropy(logits.float(), batch["labels"])
         correct = (logits.detach().argmax(1) == batch["labels"]).float().mean()
         return loss, {"loss_cross_entropy": loss, "train_accuracy_ratio": correct}
@@ -142,12 +156,24 @@ def train_classifier(
     image by the weights of the last step. Errors as in `train_in_folder`.
     """
 
-    def build(device: torch.device, states: Mapping[str, EngineState]) -> ClassifierTraining:
-        return ClassifierTraining(settings, context.runtime, inputs, seed, device, states)
+    def build(states: Mapping[str, EngineState]) -> ClassifierTraining:
+        return ClassifierTraining(settings, context.runtime, inputs, seed, context.group, states)
 
     def conclude(training: ClassifierTraining, outcome: Outcome) -> dict[str, Any]:
         curve = [[images, metrics["test_accuracy_ratio"]] for images, metrics in outcome.evaluations]
         return {"test_curve": curve, "predictions": training.test_predictions().tolist()}
 
-    length = Length(settings.images, settings.batch)
-    return train_in_folder("classifier", identity, data_url, context, length, build, conclude)
+    _warn_of_statistics(settings, context)
+    return train_in_folder("classifier", identity, data_url, context, build, conclude)
+
+
+def _warn_of_statistics(settings: ClassifierSettings, context: Context) -> None:
+    """Say on rank 0 where batch norm sees something else than a whole batch, so that numbers differ."""
+    group, length = context.group, classifier_length(settings)
+    if group.rank == 0 and length.passes(group.world_size, context.runtime.micro_batch) > 1:
+        _log.warning(
+            "batch norm takes its statistics over micro-batches of about %s images, not over the whole batch of %d: "
+            "other results than without runtime.micro_batch",
+            context.runtime.micro_batch,
+            settings.batch,
+        )

@@ -3,7 +3,7 @@
 Loops talk to `Engine` alone. Here is the plain torch one; a sharded engine gathers its full state into the same form.
 """
 
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -15,31 +15,25 @@ from hydramix_dist.config.schema import AdamSettings, SgdSettings
 class Engine(Protocol):
     """One model with its optimizer. All ranks make the same calls in the same order."""
 
-    rank: int
-    world_size: int
-
     @property
     def module(self) -> nn.Module:
         """Return the bare model, for losses that only pass through it and for evaluation."""
 
-    def backward(self, loss: Tensor) -> None:
-        """Add the gradients of `loss`."""
+    def __call__(self, *inputs: Any) -> Any:
+        """Return the model's outputs, for a loss that teaches it."""
+
+    def backward(self, loss: Tensor, share: float) -> None:
+        """Add the gradients of `share` times `loss`; the shares of all pieces of a batch, over all ranks, sum to 1."""
 
     def step(self, lr: float) -> None:
-        """Apply the gradients at rate `lr` and clear them."""
+        """Apply the gradients, summed over all ranks, at rate `lr` and clear them."""
 
-    def all_finite(self, values: Tensor) -> bool:
-        """Return whether all values are finite on every rank."""
-
-    def full_state(self) -> EngineState:
-        """Return weights, moments and step count, whole and in fp32, on the CPU."""
+    def full_state(self) -> EngineState | None:
+        """Return copies of weights, moments and step count, whole and in fp32, on the CPU; None but on rank 0."""
 
 
 class TorchEngine:
     """Plain torch in one process."""
-
-    rank = 0
-    world_size = 1
 
     def __init__(
         self, module: nn.Module, optimizer: AdamSettings | SgdSettings, state: EngineState | None = None
@@ -54,7 +48,7 @@ class TorchEngine:
         self._module = module
         self._step = 0 if state is None else state.step
         self._named = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
-        self._optimizer = _make_optimizer([p for _, p in self._named], optimizer)
+        self._optimizer = make_optimizer([p for _, p in self._named], optimizer)
         if state is not None:
             self._load_moments(state)
 
@@ -63,9 +57,13 @@ class TorchEngine:
         """Return the model itself."""
         return self._module
 
-    def backward(self, loss: Tensor) -> None:
-        """Add the gradients of `loss`."""
-        loss.backward()
+    def __call__(self, *inputs: Any) -> Any:
+        """Return the model's outputs."""
+        return self._module(*inputs)
+
+    def backward(self, loss: Tensor, share: float) -> None:
+        """Add the gradients of `share` times `loss`."""
+        (loss * share).backward()
 
     def step(self, lr: float) -> None:
         """Apply the gradients at rate `lr` and clear them."""
@@ -74,10 +72,6 @@ class TorchEngine:
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
         self._step += 1
-
-    def all_finite(self, values: Tensor) -> bool:
-        """Return whether all values are finite."""
-        return bool(torch.isfinite(values).all())
 
     def full_state(self) -> EngineState:
         """Return copies of weights, moments and step count on the CPU."""
@@ -102,7 +96,8 @@ class TorchEngine:
                 self._optimizer.state[parameter] = loaded
 
 
-def _make_optimizer(parameters: list[nn.Parameter], settings: AdamSettings | SgdSettings) -> torch.optim.Optimizer:
+def make_optimizer(parameters: list[nn.Parameter], settings: AdamSettings | SgdSettings) -> torch.optim.Optimizer:
+    """Return torch's own optimizer of that kind."""
     # fused: one kernel for all weights; torch has it on CPU and on CUDA.
     if isinstance(settings, AdamSettings):
         return torch.optim.Adam(parameters, settings.lr, (settings.beta1, settings.beta2), fused=True)

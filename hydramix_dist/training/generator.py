@@ -19,13 +19,15 @@ from hydramix_dist.data.draws import Order, integers, uniform
 from hydramix_dist.data.shots import ShotSet
 from hydramix_dist.mixing.compose import Composer
 from hydramix_dist.models.discriminator import Discriminator
-from hydramix_dist.models.generator import Generator, mix_features, sources_of
+from hydramix_dist.models.generator import Generator
 from hydramix_dist.models.pixels import to_float
 from hydramix_dist.models.placement import placed
 from hydramix_dist.store.run import digest
 from hydramix_dist.training.diffaugment import draw_augmentation
-from hydramix_dist.training.engine import Engine, TorchEngine
-from hydramix_dist.training.loop import Context, Length, Outcome, Phase, autocast
+from hydramix_dist.training.engine import Engine
+from hydramix_dist.training.group import Group
+from hydramix_dist.training.length import Length, Piece
+from hydramix_dist.training.loop import Context, Outcome, Phase
 from hydramix_dist.training.losses import adversarial_loss, discriminator_loss, perceptual_loss, reconstruction_loss
 from hydramix_dist.training.session import train_in_folder
 
@@ -40,6 +42,11 @@ def generator_key(identity: Mapping[str, Any]) -> str:
     return digest(identity)[:16]
 
 
+def generator_length(settings: GeneratorSettings) -> Length:
+    """Return the length of a generator training; groups of mixes are not divided among processes."""
+    return Length(settings.images, settings.batch, settings.group or 1)
+
+
 class GeneratorTraining:
     """Two phases a step: the generator against a frozen discriminator, then the discriminator on the detached mixes."""
 
@@ -49,33 +56,33 @@ class GeneratorTraining:
         runtime: RuntimeSettings,
         shots: ShotSet,
         seed: int,
-        device: torch.device,
+        group: Group,
         states: Mapping[str, EngineState],
     ) -> None:
         """Build both networks from `seed`, or from `states` ("generator", "discriminator") where given."""
         torch.manual_seed(seed)
-        generator = placed(Generator(settings.network), device, channels_last=runtime.channels_last)
-        discriminator = placed(Discriminator(settings.discriminator), device, channels_last=runtime.channels_last)
+        layout, bf16 = runtime.channels_last, runtime.precision == "bf16"
+        generator = placed(Generator(settings.network), group.device, channels_last=layout, bf16=bf16)
+        discriminator = placed(Discriminator(settings.discriminator), group.device, channels_last=layout, bf16=bf16)
         self.engines: dict[str, Engine] = {
-            "generator": TorchEngine(generator, settings.optimizer, states.get("generator")),
-            "discriminator": TorchEngine(discriminator, settings.optimizer, states.get("discriminator")),
+            "generator": group.engine(generator, settings.optimizer, states.get("generator")),
+            "discriminator": group.engine(discriminator, settings.optimizer, states.get("discriminator")),
         }
+        self.length = generator_length(settings)
         self.phases = (
             Phase("generator", self._lr, self._generator_loss),
             Phase("discriminator", self._lr, self._discriminator_loss),
         )
-        self._generator, self._discriminator = generator, discriminator
         if runtime.compile:
             generator.compile()
             discriminator.compile()
-        self._settings, self._runtime, self._seed, self._device = settings, runtime, seed, device
+        self._settings, self._seed = settings, seed
         self._order = Order(seed, "generator/order", len(shots.ids))
-        self._composer = Composer(shots.to(device), settings.mix, generator.feature_side, seed, "generator")
+        self._composer = Composer(shots.to(group.device), settings.mix, generator.feature_side, seed, "generator")
 
-    def batch(self, step: int) -> dict[str, Any]:
+    def batch(self, piece: Piece) -> dict[str, Any]:
         """Return views [N, 3, H, W] in [-1, 1], each mix's sources and mask, D's real images, and sample numbers."""
-        numbers = np.arange(step * self._settings.batch, (step + 1) * self._settings.batch)
-        size = self._settings.group
+        numbers, step, size = piece.numbers, piece.step, self._settings.group
         if size is None:
             mix = self._composer.compose(self._order.items(numbers), numbers, step)
         else:
@@ -104,13 +111,9 @@ class GeneratorTraining:
 
     def _generator_loss(self, batch: dict[str, Any]) -> tuple[Tensor, Mapping[str, Tensor]]:
         x_NCHW = batch["views"]
-        with autocast(self._runtime, self._device):
-            f_NDhw = self._generator.encode(x_NCHW)
-            f_BDhw = mix_features(sources_of(f_NDhw, batch["sources"]), batch["mask"])
-            # The N reconstructions and the mixes in one batch, each needed by a loss.
-            decoded = self._generator.decode(torch.cat((f_NDhw, f_BDhw)))
-            reconstructed_NCHW, mixed_BCHW = decoded[: len(x_NCHW)], decoded[len(x_NCHW) :]
-            score_Bhw = self._discriminator(self._shown(mixed_BCHW, batch["numbers"], "g"))
+        reconstructed_NCHW, mixed_BCHW = self.engines["generator"](x_NCHW, batch["sources"], batch["mask"])
+        # The bare discriminator: a sharded engine takes what passes through itself for its own learning.
+        score_Bhw = self.engines["discriminator"].module(self._shown(mixed_BCHW, batch["numbers"], "g"))
         batch["mixed"] = mixed_BCHW.detach()
         terms = {
             "loss_reconstruction": reconstruction_loss(reconstructed_NCHW, x_NCHW),
@@ -130,9 +133,8 @@ class GeneratorTraining:
             self._shown(batch["real"], batch["numbers"], "real"),
             self._shown(batch["mixed"], batch["numbers"], "d"),
         )
-        with autocast(self._runtime, self._device):
-            # One pass for both: instance norm has no statistics across samples.
-            real_Bhw, mixed_Bhw = self._discriminator(torch.cat(shown)).chunk(2)
+        # One pass for both: instance norm has no statistics across samples.
+        real_Bhw, mixed_Bhw = self.engines["discriminator"](torch.cat(shown)).chunk(2)
         total = discriminator_loss(real_Bhw, mixed_Bhw)
         return total, {
             "loss_discriminator": total,
@@ -155,11 +157,11 @@ def train_generator(
     `shots` are at the generator's side, with segments. Errors as in `train_in_folder`.
     """
 
-    def build(device: torch.device, states: Mapping[str, EngineState]) -> GeneratorTraining:
-        return GeneratorTraining(settings, context.runtime, shots, seed, device, states)
+    def build(states: Mapping[str, EngineState]) -> GeneratorTraining:
+        return GeneratorTraining(settings, context.runtime, shots, seed, context.group, states)
 
     def conclude(training: GeneratorTraining, outcome: Outcome) -> dict[str, Any]:
-        return {"weights_sha256": weights_digest(training.engines["generator"].full_state().weights)}
+        state = training.engines["generator"].full_state()
+        return {} if state is None else {"weights_sha256": weights_digest(state.weights)}
 
-    length = Length(settings.images, settings.batch)
-    return train_in_folder("generator", identity, data_url, context, length, build, conclude)
+    return train_in_folder("generator", identity, data_url, context, build, conclude)

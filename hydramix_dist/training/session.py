@@ -4,12 +4,11 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import torch
-
-from hydramix_dist.checkpoint import EngineState, load_newest
+from hydramix_dist.checkpoint import Checkpoint, EngineState, load, load_newest
 from hydramix_dist.store.run import RunFolder, read_json
 from hydramix_dist.training import environment
-from hydramix_dist.training.loop import Context, Length, Outcome, Training, prepare_device, run
+from hydramix_dist.training.group import on_first, together
+from hydramix_dist.training.loop import Context, Outcome, Training, run
 
 
 def train_in_folder(
@@ -17,36 +16,47 @@ def train_in_folder(
     identity: Mapping[str, Any],
     data_url: str,
     context: Context,
-    length: Length,
-    build: Callable[[torch.device, Mapping[str, EngineState]], Training],
+    build: Callable[[Mapping[str, EngineState]], Training],
     conclude: Callable[[Any, Outcome], Mapping[str, Any]],
 ) -> dict[str, Any]:
     """Return the training's `result.json`: `conclude`'s values, seconds, images seen and peak memory.
 
-    A finished training returns at once. Raises Interrupted when asked to stop, NonFiniteLossError, and UserError where
-    the folder holds another run.
+    Rank 0 alone writes; all ranks return and raise alike. A finished training returns at once. Raises Interrupted when
+    asked to stop, NonFiniteLossError, and UserError where the folder holds another run.
     """
-    device = prepare_device(context.runtime)
-    facts = environment.facts(context.runtime, device) | {"data_url": data_url}
-    folder = RunFolder.begin(context.store, kind, identity, facts)
-    if context.store.exists("result.json"):
-        result = read_json(context.store, "result.json")
-        folder.succeed()
+    group, store = context.group, context.store
+    facts = environment.facts(context.runtime, group.device) | group.description | {"data_url": data_url}
+    folder = on_first(group, lambda: RunFolder.begin(store, kind, identity, facts))
+    if on_first(group, lambda: store.exists("result.json")):
+        result = on_first(group, lambda: read_json(store, "result.json"))
+        on_first(group, folder.succeed)
         return result
-    environment.reset_peak_memory(device)
+    environment.reset_peak_memory(group.device)
     try:
-        resumed = load_newest(context.store)
-        training = build(device, {} if resumed is None else resumed.engines)
-        outcome = run(training, length, context, resumed)
+        resumed = _resume(context)
+        training = build({} if resumed is None else resumed.engines)
+        outcome = run(training, context, resumed)
         result = {
             "seconds": outcome.seconds,
-            "images_seen": length.steps * length.batch,
-            "peak_memory_bytes": environment.peak_memory_bytes(device),
+            "images_seen": training.length.steps * training.length.batch,
+            "peak_memory_bytes": environment.peak_memory_bytes(group.device),
             **conclude(training, outcome),
         }
-        context.store.put("result.json", (json.dumps(result, indent=2) + "\n").encode())
+        text = (json.dumps(result, indent=2) + "\n").encode()
+        on_first(group, lambda: store.put("result.json", text))
     except BaseException as error:
-        folder.fail(str(error) or type(error).__name__)
+        if group.rank == 0:
+            folder.fail(str(error) or type(error).__name__)
         raise
-    folder.succeed()
+    on_first(group, folder.succeed)
     return result
+
+
+def _resume(context: Context) -> Checkpoint | None:
+    """Return the newest whole checkpoint, the same one on all ranks: rank 0 chooses."""
+    group, store = context.group, context.store
+    newest = together(group, lambda: load_newest(store) if group.rank == 0 else None)
+    images = group.exchange(None if newest is None else newest.images)[0]
+    if images is None:
+        return None
+    return together(group, lambda: newest if group.rank == 0 else load(store, images))

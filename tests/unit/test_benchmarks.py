@@ -62,7 +62,7 @@ def gradients(training: GeneratorTraining | ReleasedTraining, phase: int, batch:
 @pytest.mark.parametrize("wiring", ["apply", "skip"])
 def test_released_step_has_our_losses_and_gradients(wiring: str) -> None:
     ours, released = both(wiring)
-    batch = ours.batch(2)
+    batch = tiny.batch(ours, 2)
     theirs = as_released(batch)
     for phase in (0, 1):
         expected, found = gradients(ours, phase, batch), gradients(released, phase, theirs)
@@ -78,7 +78,7 @@ def test_released_step_decodes_nine_times_and_again_for_the_discriminator() -> N
     calls: list[tuple[str, int]] = []
     for name, module in (("encode", generator.encoder), ("decode", generator.decoder)):
         module.register_forward_hook(lambda m, args, out, name=name: calls.append((name, len(args[0]))))
-    batch = released.batch(0)
+    batch = tiny.batch(released, 0)
     released.phases[0].loss(batch)
     assert calls == [("encode", 4)] * 2 + [("decode", 4)] * 9
     calls.clear()
@@ -90,14 +90,14 @@ def test_released_wiring_computes_the_blocks_whose_result_it_drops() -> None:
     _, live = both("apply")
     _, dropping = both("skip")
     with torch.no_grad():
-        work = [gigaflop(lambda number, t=t: t.phases[0].loss(t.batch(number))) for t in (live, dropping)]
+        work = [gigaflop(lambda number, t=t: t.phases[0].loss(tiny.batch(t, number))) for t in (live, dropping)]
     assert work[0] == work[1]
 
 
 def test_released_masks_are_made_of_the_augmented_second_images_segments_and_drawn_twice() -> None:
     _, released = both("apply")
     differ = False
-    for batch in map(released.batch, range(6)):
+    for batch in (tiny.batch(released, step) for step in range(6)):
         maps = segment_augmented(batch["sources"][:, 1], tiny.generator_settings().segments)
         cells = F.interpolate(maps[:, None].float(), 8, mode="nearest")[:, 0]
         for mask in (batch["mask"], batch["mask_again"]):

@@ -2,15 +2,19 @@
 
 import json
 import logging
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from tiny import TornError, TornStore
 
-from hydramix_dist.checkpoint import EngineState, load_newest, save, weights_digest
+from hydramix_dist.checkpoint import EngineState, load, load_newest, save, weights_digest
+from hydramix_dist.checkpoint.layout import count_values, pieces
 from hydramix_dist.errors import UserError
 from hydramix_dist.store import Store
 from hydramix_dist.store.run import digest
@@ -57,6 +61,29 @@ def test_comes_back_as_it_was_to_the_bit(tmp_path: Path) -> None:
     for name, tensor in written.weights.items():
         assert torch.equal(read.weights[name], tensor) and read.weights[name].dtype == tensor.dtype
     assert torch.equal(read.moments["exp_avg"]["conv.weight"], written.moments["exp_avg"]["conv.weight"])
+
+
+SEED = st.integers(0, 9)
+
+
+def tensors() -> st.SearchStrategy[dict[str, torch.Tensor]]:
+    """Return tensors as states have them: fp32 and int64, also empty, single and strided, under all kinds of names."""
+    shapes = st.lists(st.integers(0, 4), max_size=4)
+    plain = st.builds(
+        lambda shape, seed: torch.randn(shape, generator=torch.Generator().manual_seed(seed)), shapes, SEED
+    )
+    any_ = st.one_of(
+        plain, plain.map(lambda t: (t * 9).long()), plain.map(lambda t: t.transpose(0, -1) if t.dim() else t)
+    )
+    return st.dictionaries(st.text(st.characters(codec="utf-8"), min_size=1, max_size=8), any_, max_size=5)
+
+
+@given(tensors(), st.dictionaries(st.text(max_size=3), st.text(max_size=9), max_size=1))
+def test_layout_is_that_of_safetensors_to_the_byte(named: dict[str, torch.Tensor], metadata: dict[str, str]) -> None:
+    named.pop("__metadata__", None)
+    ours = b"".join(pieces(named, metadata))
+    assert ours == safetensors.torch.save({name: t.contiguous() for name, t in named.items()}, metadata or None)
+    assert count_values(ours) == sum(t.numel() for t in named.values())
 
 
 def test_only_safetensors_and_json_are_written(tmp_path: Path) -> None:
@@ -212,6 +239,76 @@ def test_remains_of_a_killed_save_are_removed(tmp_path: Path) -> None:
     Store(tmp_path).put(f"checkpoints/{14:012d}/net.safetensors", b"half a checkpoint")
     write(Store(tmp_path), 20, keep=2)
     assert kept(tmp_path) == [10, 20]
+
+
+@pytest.mark.parametrize("name", [FILES[0], FILES[3]])
+def test_remains_of_a_save_killed_while_writing_are_removed(tmp_path: Path, name: str) -> None:
+    """A half-written object has a name of its own, which no list shows, not even that of what is to be removed."""
+    write(Store(tmp_path), 10)
+    for images in (14, 20):  # one that is never reached again, one that is saved anew
+        folder = tmp_path / "checkpoints" / f"{images:012d}"
+        folder.mkdir()
+        (folder / f".partial-0123-{name}").write_bytes(b"half a file")
+    assert newest(Store(tmp_path)) == (10, 0)
+    write(Store(tmp_path), 20, keep=2)
+    assert kept(tmp_path) == [10, 20]
+    assert not [path for path in tmp_path.rglob("*") if path.name.startswith(".partial")]
+
+
+def test_files_that_no_manifest_lists_are_not_read_and_do_not_stay(tmp_path: Path) -> None:
+    write(Store(tmp_path), 10)
+    folder = tmp_path / "checkpoints" / f"{20:012d}"
+    folder.mkdir()
+    for name in ("net.safetensors", "more.safetensors", "more.optimizer.safetensors"):  # an attempt that died here
+        (folder / name).write_bytes(b"no tensors at all")
+    write(Store(tmp_path), 20)
+    assert {path.name for path in folder.iterdir()} == {*FILES, "other.optimizer.safetensors"}
+    (folder / "more.safetensors").write_bytes(b"no tensors at all")
+    for loaded in (load(Store(tmp_path), 20), load_newest(Store(tmp_path))):
+        assert loaded is not None and loaded.engines.keys() == {"net", "other"}
+    assert newest(Store(tmp_path)) == (20, 0)
+
+
+def test_what_a_user_keeps_beside_checkpoints_stays(tmp_path: Path) -> None:
+    folder = tmp_path / "checkpoints"
+    write(Store(tmp_path), 10)
+    (folder / "notes.txt").write_text("good one at 10")
+    shutil.copytree(folder / f"{10:012d}", folder / "mine" / f"{90:012d}")
+    shutil.copytree(folder / f"{10:012d}", folder / "mine-too")
+    assert newest(Store(tmp_path)) == (10, 0)
+    write(Store(tmp_path), 20, keep=1)
+    assert {path.name for path in folder.iterdir()} == {f"{20:012d}", "notes.txt", "mine", "mine-too"}
+
+
+def test_others_load_what_one_has_chosen(tmp_path: Path) -> None:
+    """The newest is broken for the one that chose, or was written by it since: the others load the chosen one."""
+    for images in (10, 20, 30):
+        write(Store(tmp_path), images)
+    loaded = load(Store(tmp_path), 20)
+    assert (loaded.images, loaded.fallbacks, loaded.counters) == (20, 0, {"seconds": 1.5})
+    for name, seed in (("net", 20), ("other", 21)):
+        read, written = loaded.engines[name], state(seed)
+        assert weights_digest(read.weights) == weights_digest(written.weights) and read.step == seed
+        assert weights_digest(read.moments["exp_avg"]) == weights_digest(written.moments["exp_avg"])
+
+
+@pytest.mark.parametrize(
+    ("harm", "said"),
+    [
+        (lambda folder: (folder / "net.safetensors").write_bytes(b""), "net.safetensors has 0 bytes"),
+        (lambda folder: (folder / "net.optimizer.safetensors").unlink(), "net.optimizer.safetensors is missing"),
+        (lambda folder: (folder / "manifest.json").write_bytes(b"{}"), "its manifest is damaged"),
+        (shutil.rmtree, "its manifest is missing"),
+    ],
+    ids=["cut", "gone", "manifest", "removed"],
+)
+def test_what_one_has_chosen_is_never_replaced(tmp_path: Path, harm: Callable[[Path], None], said: str) -> None:
+    for images in (10, 20):
+        write(Store(tmp_path), images)
+    harm(tmp_path / "checkpoints" / f"{20:012d}")
+    with pytest.raises(UserError, match=f"{20:012d} cannot be loaded \\({said}.*run the command again"):
+        load(Store(tmp_path), 20)
+    assert load(Store(tmp_path), 10).images == 10
 
 
 def test_states_of_another_model_are_refused_with_the_weight_named() -> None:

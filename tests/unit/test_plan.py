@@ -14,7 +14,7 @@ from hydramix_dist.config.schema import PilotSettings, RuntimeSettings
 from hydramix_dist.data.dataset import Dataset
 from hydramix_dist.data.importer import import_dataset
 from hydramix_dist.errors import UserError
-from hydramix_dist.orchestration.plan import Plan, choose_test_rows, default_workers, make_plan
+from hydramix_dist.orchestration.plan import Plan, choose_test_rows, default_concurrency, make_plan
 from hydramix_dist.orchestration.tasks import ClassifierTask, GeneratorTask
 from hydramix_dist.store import Store
 
@@ -139,7 +139,7 @@ def test_test_rows_are_even_over_classes(counts: list[int], limit: int | None, o
 
 def test_workers_fill_the_cores() -> None:
     runtime = RuntimeSettings(device="cpu", threads=2)
-    assert [default_workers(runtime, cores) for cores in (1, 2, 3, 4, 8)] == [1, 1, 1, 2, 4]
+    assert [default_concurrency(runtime, cores) for cores in (1, 2, 3, 4, 8)] == [1, 1, 1, 2, 4]
 
 
 def test_task_names_say_arm_shots_and_seed(dataset: Dataset) -> None:

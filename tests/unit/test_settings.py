@@ -10,12 +10,13 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from hydramix_dist.config.load import build, configs_root, dump, override, read_yaml
-from hydramix_dist.config.reference import settings_reference, settings_sections
+from hydramix_dist.config.reference import settings_reference, settings_sections, training_sections
 from hydramix_dist.config.schema import GeneratorNetworkSettings, GeneratorSettings, PilotSettings
 from hydramix_dist.errors import UserError, nearest
 
 ROOT = Path(__file__).parents[2]
 GOLDEN = ROOT / "tests" / "golden" / "settings_keys.txt"
+TRAINING = GOLDEN.with_name("training_keys.txt")  # the outermost keys of `hydramix train generator` and `classifier`
 
 
 def load(folder: Path, text: str) -> dict[str, Any]:
@@ -36,6 +37,8 @@ def refusal(tree: dict[str, Any], model: Any = PilotSettings) -> str:
 def test_the_keys_are_the_frozen_ones() -> None:
     keys = [key.path for section in settings_sections() for key in section.keys]
     assert keys == GOLDEN.read_text().split(), f"changed on purpose? then edit {GOLDEN.relative_to(ROOT)} as well"
+    training = [key.path for section in training_sections() for key in section.keys]
+    assert training == TRAINING.read_text().split(), f"edit {TRAINING.relative_to(ROOT)} as well"
 
 
 def test_the_settings_page_is_the_schema_s() -> None:
@@ -44,7 +47,8 @@ def test_the_settings_page_is_the_schema_s() -> None:
 
 
 def test_every_key_says_what_it_means() -> None:
-    assert [key.path for section in settings_sections() for key in section.keys if not key.meaning] == []
+    sections = [*settings_sections(), *training_sections()]
+    assert [key.path for section in sections for key in section.keys if not key.meaning] == []
 
 
 def test_the_frozen_list_holds_every_leaf_of_the_resolved_settings() -> None:
@@ -185,11 +189,11 @@ def test_a_missing_file_and_a_folder_are_answers(tmp_path: Path) -> None:
 
 def test_an_override_changes_its_key_and_nothing_else() -> None:
     tree = {"classifier": {"batch": 10, "images": 100}, "shots": [5]}
-    changed = override(tree, ["classifier.batch=16", "classifier.optimizer.lr = 0.1", "shots=[5, 10]", "workers="])
+    changed = override(tree, ["classifier.batch=16", "classifier.optimizer.lr = 0.1", "shots=[5, 10]", "concurrent="])
     assert changed == {
         "classifier": {"batch": 16, "images": 100, "optimizer": {"lr": 0.1}},
         "shots": [5, 10],
-        "workers": None,
+        "concurrent": None,
     }
     assert tree == {"classifier": {"batch": 10, "images": 100}, "shots": [5]}
 
@@ -241,7 +245,7 @@ def test_a_broken_override_is_an_answer(assignment: str, said: str) -> None:
         ({"shots": [4], "validation": 0.2}, "a validation part needs at least 5 images a class, shots has 4"),
         (
             {"arms": {"a": {"classifier": {"imags": 5}}}},
-            "unknown key 'arms.a.classifier.imags' (did you mean 'images'?); allowed here: batch, dropout, images",
+            "unknown key 'arms.a.classifier.imags' (did you mean 'images'?); allowed here: batch, batch_norm, dropout",
         ),
         (
             {"arms": {"a": {"classifier": {"optimizer": {"lr": 0}}}}},
@@ -309,7 +313,7 @@ def test_settings_survive_dump_and_yaml(tmp_path: Path) -> None:
 
 def test_settings_cannot_be_changed() -> None:
     with pytest.raises(ValidationError):
-        PilotSettings().workers = 3  # type: ignore[misc]
+        PilotSettings().concurrent = 3  # type: ignore[misc]
 
 
 @given(st.integers(1, 4), st.integers(0, 6))

@@ -13,7 +13,7 @@ from hydramix_dist.checkpoint import load_newest, weights_digest
 from hydramix_dist.config.schema import RuntimeSettings
 from hydramix_dist.errors import UserError
 from hydramix_dist.store import Store
-from hydramix_dist.training.loop import Length, NonFiniteLossError, run
+from hydramix_dist.training.loop import NonFiniteLossError, run
 
 CPU = torch.device("cpu")
 Train = Callable[..., dict[str, Any]]
@@ -188,7 +188,7 @@ def test_step_with_a_bad_loss_changes_no_weight(tmp_path: Path) -> None:
     training = tiny.generator_training(settings)
     runtime = tiny.RUNTIME.model_copy(update={"checkpoints": 12})
     with pytest.raises(NonFiniteLossError):
-        run(training, Length(48, 4), tiny.context(tmp_path, "generator", runtime), None)
+        run(training, tiny.context(tmp_path, "generator", runtime), None)
     checkpoint = load_newest(Store(tmp_path))
     assert checkpoint is not None
     for name, engine in training.engines.items():

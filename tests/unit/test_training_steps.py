@@ -18,7 +18,7 @@ from hydramix_dist.checkpoint import weights_digest
 from hydramix_dist.models.generator import Generator
 from hydramix_dist.training.engine import TorchEngine
 from hydramix_dist.training.generator import generator_identity, generator_key
-from hydramix_dist.training.loop import Length, run
+from hydramix_dist.training.loop import run
 from hydramix_dist.training.losses import laplacian_loss
 
 CPU = torch.device("cpu")
@@ -31,15 +31,15 @@ Train = Callable[..., dict[str, Any]]
 class Watched:
     """An engine that notes, after each backward pass, which of the given modules' parameters hold a gradient."""
 
-    rank, world_size = 0, 1
-
     def __init__(self, engine: Any, modules: Mapping[str, nn.Module], seen: list[dict[str, dict[str, bool]]]) -> None:
         self._engine, self._modules, self._seen = engine, modules, seen
-        self.module, self.step, self.all_finite = engine.module, engine.step, engine.all_finite
-        self.full_state = engine.full_state
+        self.module, self.step, self.full_state = engine.module, engine.step, engine.full_state
 
-    def backward(self, loss: Tensor) -> None:
-        self._engine.backward(loss)
+    def __call__(self, *inputs: Any) -> Any:
+        return self._engine(*inputs)
+
+    def backward(self, loss: Tensor, share: float) -> None:
+        self._engine.backward(loss, share)
         self._seen.append(
             {
                 name: {key: p.grad is not None and bool(p.grad.any()) for key, p in module.named_parameters()}
@@ -51,11 +51,11 @@ class Watched:
 @pytest.mark.parametrize("decoder_blocks", ["apply", "skip"])
 def test_each_phase_teaches_its_own_network_and_all_of_it(tmp_path: Path, decoder_blocks: str) -> None:
     network = {"side": 32, "width": 4, "blocks": 2, "mix_after": "block1", "decoder_blocks": decoder_blocks}
-    training = tiny.generator_training(tiny.generator_settings(network=network))
+    training = tiny.generator_training(tiny.generator_settings(network=network, images=4))
     modules = {name: engine.module for name, engine in training.engines.items()}
     seen: list[dict[str, dict[str, bool]]] = []
     training.engines = {name: Watched(engine, modules, seen) for name, engine in training.engines.items()}
-    run(training, Length(4, 4), tiny.context(tmp_path, "generator"), None)
+    run(training, tiny.context(tmp_path, "generator"), None)
     generator_phase, discriminator_phase = seen
     assert not any(generator_phase["discriminator"].values())
     assert not any(discriminator_phase["generator"].values())
@@ -84,7 +84,7 @@ def test_discriminator_sees_the_very_mixes_of_the_generator_step_detached() -> N
     assert isinstance(generator, Generator)
     for name, module in (("encode", generator.encoder), ("decode", generator.decoder)):
         module.register_forward_hook(lambda m, args, out, name=name: calls.append((name, len(args[0]))))
-    batch = training.batch(0)
+    batch = tiny.batch(training, 0)
     x_BKCHW, m_BKhw = sources_of(batch), batch["mask"]
     with torch.no_grad():
         f_BKDhw = torch.stack([generator.encode(x_BKCHW[:, k]) for k in range(3)], 1)
@@ -109,14 +109,14 @@ def test_group_of_mixes_encodes_and_reconstructs_each_image_once() -> None:
     calls: list[int] = []
     for module in (generator.encoder, generator.decoder):
         module.register_forward_hook(lambda m, args, out: calls.append(len(args[0])))
-    batch = training.batch(1)
+    batch = tiny.batch(training, 1)
     _, terms = training.phases[0].loss(batch)
     assert calls == [8, 8 + 8], "as many views as mixes; each is decoded once for itself, and once for a mix"
     x_BKCHW = sources_of(batch)
     with torch.no_grad():
         f_BKDhw = torch.stack([generator.encode(x_BKCHW[:, k]) for k in range(3)], 1)
         mixed_BCHW = generator.decode((f_BKDhw * batch["mask"][:, :, None]).sum(1))
-        error = F.mse_loss(generator(batch["views"]), batch["views"])
+        error = F.mse_loss(generator.decode(generator.encode(batch["views"])), batch["views"])
     torch.testing.assert_close(batch["mixed"], mixed_BCHW)
     torch.testing.assert_close(terms["loss_reconstruction"].detach(), 2 * error)
 
@@ -125,7 +125,7 @@ def test_groups_show_every_image_as_lead_once_a_pass_and_do_not_depend_on_the_ba
     shots = tiny.shot_set((5, 5))
     small = tiny.generator_training(tiny.generator_settings(group=4, batch=4), shots=shots)
     large = tiny.generator_training(tiny.generator_settings(group=4, batch=8), shots=shots)
-    first, second, whole = small.batch(4), small.batch(5), large.batch(2)
+    first, second, whole = tiny.batch(small, 4), tiny.batch(small, 5), tiny.batch(large, 2)
     for value in (sources_of, itemgetter("mask"), itemgetter("real")):
         assert torch.equal(torch.cat((value(first), value(second))), value(whole)), value
     composer, order = small._composer, small._order
@@ -143,7 +143,7 @@ def test_two_image_loss_is_the_released_one() -> None:
     training = tiny.generator_training(settings)
     generator, discriminator = (training.engines[name].module for name in ("generator", "discriminator"))
     assert isinstance(generator, Generator)
-    batch = training.batch(3)
+    batch = tiny.batch(training, 3)
     a, b = sources_of(batch).unbind(1)
     m = batch["mask"][:, :1]
     with torch.no_grad():
@@ -169,7 +169,7 @@ def test_real_images_are_the_sources_and_their_choice_is_per_sample_or_per_step(
         training = tiny.generator_training(tiny.generator_settings(discriminator=discriminator))
         picks[per_batch] = set()
         for step in range(12):
-            batch = training.batch(step)
+            batch = tiny.batch(training, step)
             same_BK = (sources_of(batch) == batch["real"][:, None]).flatten(2).all(2)
             assert bool(same_BK.any(1).all())
             picks[per_batch].add(tuple(same_BK.int().argmax(1).tolist()))
@@ -237,7 +237,7 @@ def test_generator_samples_do_not_depend_on_batch_or_order(mix: dict[str, Any]) 
     small = tiny.generator_training(tiny.generator_settings(mix=mix, batch=3))
     large = tiny.generator_training(tiny.generator_settings(mix=mix, batch=6))
     for step in (2, 0):
-        first, second, whole = small.batch(2 * step), small.batch(2 * step + 1), large.batch(step)
+        first, second, whole = tiny.batch(small, 2 * step), tiny.batch(small, 2 * step + 1), tiny.batch(large, step)
         for value in (sources_of, itemgetter("mask"), itemgetter("real")):
             assert torch.equal(torch.cat((value(first), value(second))), value(whole)), value
 
@@ -247,7 +247,7 @@ def test_classifier_samples_do_not_depend_on_batch_or_order() -> None:
         small = tiny.classifier_training(tiny.classifier_settings(batch=3, mix_share=share))
         large = tiny.classifier_training(tiny.classifier_settings(batch=6, mix_share=share))
         for step in (3, 0):
-            first, second, whole = small.batch(2 * step), small.batch(2 * step + 1), large.batch(step)
+            first, second, whole = tiny.batch(small, 2 * step), tiny.batch(small, 2 * step + 1), tiny.batch(large, step)
             assert torch.equal(torch.cat((first["labels"], second["labels"])), whole["labels"])
             # Convolutions of another batch size may differ in the last bits; the draws would differ in the first.
             torch.testing.assert_close(torch.cat((first["images"], second["images"])), whole["images"])
@@ -255,7 +255,7 @@ def test_classifier_samples_do_not_depend_on_batch_or_order() -> None:
 
 def test_every_image_is_shown_once_a_pass() -> None:
     training = tiny.classifier_training(tiny.classifier_settings(batch=2), tiny.classifier_inputs(mixed=False))
-    labels = torch.cat([training.batch(step)["labels"] for step in range(3)])
+    labels = torch.cat([tiny.batch(training, step)["labels"] for step in range(3)])
     assert labels.bincount().tolist() == [3, 3]
 
 
@@ -267,7 +267,7 @@ def test_share_of_mixed_batches_is_honoured_batch_by_batch(share: float) -> None
         tiny.classifier_training(settings, tiny.classifier_inputs(mixed=False)),
     )
     steps = 200
-    mixed = [not torch.equal(training.batch(s)["images"], plain.batch(s)["images"]) for s in range(steps)]
+    mixed = [not torch.equal(tiny.batch(training, s)["images"], tiny.batch(plain, s)["images"]) for s in range(steps)]
     # Four standard deviations of a fair draw; none at 0 and 1.
     assert abs(sum(mixed) - share * steps) <= 4 * math.sqrt(steps * share * (1 - share))
 
@@ -276,15 +276,15 @@ def test_no_batch_is_mixed_after_the_share_of_the_training_that_the_settings_say
     settings = tiny.classifier_settings(batch=2, mix_share=1.0, mix_until=0.7, images=40)
     plain = tiny.classifier_training(settings, tiny.classifier_inputs(mixed=False))
     training = tiny.classifier_training(settings)
-    mixed = [not torch.equal(training.batch(s)["images"], plain.batch(s)["images"]) for s in range(20)]
+    mixed = [not torch.equal(tiny.batch(training, s)["images"], tiny.batch(plain, s)["images"]) for s in range(20)]
     assert mixed == [True] * 14 + [False] * 6
 
 
 def test_mixed_batches_carry_the_anchors_labels_and_no_gradient() -> None:
     training = tiny.classifier_training(tiny.classifier_settings(mix_share=1.0))
     plain = tiny.classifier_training(tiny.classifier_settings(mix_share=0.0))
-    batch = training.batch(4)
-    assert torch.equal(batch["labels"], plain.batch(4)["labels"])
+    batch = tiny.batch(training, 4)
+    assert torch.equal(batch["labels"], tiny.batch(plain, 4)["labels"])
     assert batch["images"].shape == (4, 3, 16, 16) and batch["images"].dtype == torch.float32
     assert not batch["images"].requires_grad and float(batch["images"].abs().max()) <= 1
 
@@ -308,19 +308,19 @@ def test_small_classes_and_odd_batches_train(tmp_path: Path, per_class: tuple[in
 
 def test_one_image_a_class_is_mixed_from_k_views_of_it() -> None:
     training = tiny.generator_training(shots=tiny.shot_set((1, 1)))
-    sources = torch.cat([sources_of(training.batch(step)) for step in range(4)])
+    sources = torch.cat([sources_of(tiny.batch(training, step)) for step in range(4)])
     differ = (sources[:, 0] != sources[:, 1]).flatten(1).any(1)
     assert int(differ.sum()) > len(sources) // 2, "views of one image differ"
 
 
 def test_labels_and_losses_keep_their_types_under_bf16() -> None:
     training = tiny.classifier_training(runtime=tiny.FAST)
-    batch = training.batch(0)
+    batch = tiny.batch(training, 0)
     assert batch["labels"].dtype == torch.int64
     loss, terms = training.phases[0].loss(batch)
     assert loss.dtype == torch.float32 and terms["train_accuracy_ratio"].dtype == torch.float32
     generator = tiny.generator_training(runtime=tiny.FAST)
-    batch = generator.batch(0)
+    batch = tiny.batch(generator, 0)
     for phase in generator.phases:
         total, terms = phase.loss(batch)
         assert {t.dtype for t in (total, *terms.values())} == {torch.float32}
@@ -329,7 +329,7 @@ def test_labels_and_losses_keep_their_types_under_bf16() -> None:
 
 def test_bf16_is_near_full_precision() -> None:
     totals = [
-        training.phases[0].loss(training.batch(0))[0].item()
+        training.phases[0].loss(tiny.batch(training, 0))[0].item()
         for training in (tiny.generator_training(), tiny.generator_training(runtime=tiny.FAST))
     ]
     assert totals[0] != totals[1] and totals[1] == pytest.approx(totals[0], rel=0.02)
@@ -339,7 +339,7 @@ def test_dropout_is_drawn_anew_in_each_step_and_again_the_same_when_repeated() -
     training = tiny.classifier_training(tiny.classifier_settings(mix_share=0.0))
 
     def loss(step: int) -> float:
-        return training.phases[0].loss(training.batch(0) | {"step": step})[0].item()
+        return training.phases[0].loss(tiny.batch(training, 0) | {"step": step})[0].item()
 
     assert loss(3) == loss(3) != loss(4)
 

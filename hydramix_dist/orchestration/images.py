@@ -1,0 +1,54 @@
+"""The images of a run: an image set imported before, or the run's own import of anything else."""
+
+import tempfile
+from pathlib import Path
+
+from hydramix_dist.data.builtin import build_photo_patches, licence_text
+from hydramix_dist.data.dataset import Dataset
+from hydramix_dist.data.importer import check_apart, import_dataset
+from hydramix_dist.errors import UserError
+from hydramix_dist.orchestration.display import Display
+from hydramix_dist.store import Store
+from hydramix_dist.store.run import read_run
+
+
+def open_data(source: str | None, out: Store, display: Display) -> Dataset:
+    """Return the data set of a run: an imported one as it is, anything else imported into `out`/data, once.
+
+    Without a source the built-in photo patches are cut first. A source that is gone since its import is not needed any
+    more. Raises UserError for a source that cannot be read.
+    """
+    if source is not None and Store(source).exists("manifest.json"):
+        return Dataset.open(source)
+    target = out.path("data")
+    if source is not None and not Store(source).exists() and _was_imported(source, out):
+        display.say(f"{source} is gone; going on with what was imported from it")
+        return Dataset.open(target)
+    if source is None:
+        if not out.exists("data/manifest.json"):
+            display.say("cutting the built-in image set from the photographs of scikit-image")
+            with tempfile.TemporaryDirectory() as folder:
+                build_photo_patches(Path(folder) / "photo-patches")
+                import_dataset(
+                    str(Path(folder) / "photo-patches"), target, licence=licence_text(), progress=display.progress
+                )
+        return Dataset.open(target)
+    report = import_dataset(source, target, progress=display.progress)
+    for refused in report.refused:
+        display.say(f"refused {refused.item}: {refused.reason}")
+    return Dataset.open(target)
+
+
+def check_source(source: str | None, out: Store) -> None:
+    """Refuse a source before anything is written: one that is not there and was not imported, or that holds `out`."""
+    if source is None or _was_imported(source, out):
+        return
+    if not Store(source).exists():
+        raise UserError(f"{source} does not exist; give a folder with one sub-folder a class, or a zip or tar of one")
+    check_apart(source, out)
+
+
+def _was_imported(source: str, out: Store) -> bool:
+    return (
+        out.exists("run.json") and out.exists("data/manifest.json") and read_run(out)["facts"].get("source") == source
+    )
