@@ -4,6 +4,7 @@ import os
 import pickle
 import tempfile
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,12 +15,16 @@ from torch import Tensor
 from torch.multiprocessing.spawn import spawn
 
 from hydramix_dist.config.deepspeed import read_deepspeed
+from hydramix_dist.config.distributed import DistributedSettings
 from hydramix_dist.config.schema import (
     DiscriminatorSettings,
     GeneratorNetworkSettings,
     GeneratorSettings,
     RuntimeSettings,
 )
+from hydramix_dist.orchestration.launch import launch
+from hydramix_dist.orchestration.ray_session import ray_session
+from hydramix_dist.store import Store
 from hydramix_dist.training.deepspeed_engine import DeepSpeedGroup
 from hydramix_dist.training.generator import GeneratorTraining
 from hydramix_dist.training.group import Group
@@ -43,6 +48,28 @@ def _rank(rank: int, ranks: int, folder: str, function: Callable[..., Any], argu
     Path(folder, f"{rank}").write_bytes(pickle.dumps(function(*arguments)))
     dist.barrier()
     dist.destroy_process_group()
+
+
+@dataclass(frozen=True)
+class Call:
+    """A function as a task: Ray Train's workers carry it out as they do a training."""
+
+    function: Callable[..., Any]
+    arguments: tuple[Any, ...]
+    folder_url: str
+    runtime: RuntimeSettings
+
+    def run(self, progress: object, should_stop: object, group: Group) -> Any:
+        return self.function(*self.arguments)
+
+
+def on_ray(ranks: int, function: Callable[..., T], *arguments: Any) -> list[T]:
+    """Return, alone in a list, what the function returns on rank 0 of Ray Train's workers, started as trainings are."""
+    distributed, runtime = DistributedSettings(workers=ranks, max_failures=0), RuntimeSettings(device="cpu")
+    with tempfile.TemporaryDirectory() as folder, ray_session(distributed, runtime, None) as session:
+        task: Any = Call(function, arguments, Store(Path(folder, "run")).url, runtime)
+        result: Any = launch(task, distributed, session, lambda done, total: None, lambda: False)
+        return [result]
 
 
 def sharded(stage: int, device: torch.device = CPU) -> Group:

@@ -4,7 +4,6 @@ All are forked from one process that has imported torch and DeepSpeed: a test pa
 seconds of imports on every rank, and no process sees what an earlier test left behind in DeepSpeed's globals.
 """
 
-import contextlib
 import faulthandler
 import multiprocessing
 import os
@@ -28,6 +27,7 @@ T = TypeVar("T")
 # The Muon optimizer is loaded with any engine of stages 1 to 3, and brings torch's compiler along.
 PRELOAD = ["pytest", "torch", "deepspeed", "deepspeed.runtime.zero.muon.muon_optimizer"]
 PRELOAD += ["hydramix_dist.training.deepspeed_engine"]
+START = 120.0  # seconds for all ranks to come together, on a machine that has much else to do
 GRACE = 5.0  # seconds for the other ranks to say what they saw of a failure
 
 
@@ -35,12 +35,12 @@ class RankError(AssertionError):
     """A rank raised, died or did not come to its end; the text has what each rank said."""
 
 
-def run(world_size: int, function: Callable[..., T], *arguments: Any, seconds: float = 60.0) -> list[T]:
+def run(world_size: int, function: Callable[..., T], *arguments: Any, seconds: float = 120.0) -> list[T]:
     """Return what `function(*arguments)` returns on each of `world_size` processes, in the order of ranks.
 
     Function and arguments are pickled: a function at the top of a module, plain values, tensors. Each process has one
     thread and a process group, and warnings are errors in it. Raises RankError after killing all of them where one
-    raises, dies, or is not done in time.
+    raises, dies, or is not done `seconds` after they came together.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOAD)
@@ -74,14 +74,20 @@ def run(world_size: int, function: Callable[..., T], *arguments: Any, seconds: f
 def _collect(ends: list[Connection], seconds: float) -> list[tuple[bool, Any] | None]:
     """Return each rank's answer (whether it went well, and the value or the traceback); None: it gave none."""
     answers: list[tuple[bool, Any] | None] = [None] * len(ends)
-    waiting, limit = dict(enumerate(ends)), time.monotonic() + seconds
+    waiting, limit = dict(enumerate(ends)), time.monotonic() + START
     while waiting and time.monotonic() < limit:
         ready = connection.wait(list(waiting.values()), timeout=limit - time.monotonic())
         for rank in [rank for rank, end in waiting.items() if end in ready]:
-            with contextlib.suppress(EOFError):  # it died
-                answers[rank] = waiting.pop(rank).recv()
-            answer = answers[rank]
-            if answer is None or not answer[0]:
+            try:
+                answer = ends[rank].recv()
+            except EOFError:
+                answer = False, "died"
+            if answer is None:  # it has come
+                limit = time.monotonic() + seconds
+                continue
+            del waiting[rank]
+            answers[rank] = answer
+            if not answer[0]:
                 limit = min(limit, time.monotonic() + GRACE)
     return answers
 
@@ -89,7 +95,7 @@ def _collect(ends: list[Connection], seconds: float) -> list[tuple[bool, Any] | 
 def _account(rank: int, answer: tuple[bool, Any] | None, folder: Path) -> str:
     output = folder / f"rank{rank}"
     told = output.read_text(errors="replace")[-4000:] if output.exists() else ""
-    said = "died, or was not done in time" if answer is None else "done" if answer[0] else answer[1]
+    said = "not done in time" if answer is None else "done" if answer[0] else answer[1]
     return f"---- rank {rank}: {said}\n{told}"
 
 
@@ -98,13 +104,14 @@ def _rank(rank: int, world_size: int, folder: str, seconds: float, answer: Conne
     output = os.open(f"{folder}/rank{rank}", os.O_CREAT | os.O_WRONLY | os.O_APPEND)
     os.dup2(output, 1)
     os.dup2(output, 2)
-    faulthandler.dump_traceback_later(max(seconds - 2, 1), exit=False, file=2)  # where it hangs
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     torch.set_num_threads(1)
     warnings.simplefilter("error")
     try:
         function, arguments = pickle.loads(job)
         dist.init_process_group("gloo", f"file://{folder}/store", rank=rank, world_size=world_size)
+        answer.send(None)
+        faulthandler.dump_traceback_later(seconds * 0.9, exit=False, file=2)  # where it hangs
         value = pickle.dumps(function(*arguments))  # not by the pipe's own pickling: it shares tensors with the dead
         answer.send((True, value))
         dist.barrier()  # the store's host must not leave before the others are done

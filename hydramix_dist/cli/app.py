@@ -35,7 +35,7 @@ WorkersOption = Annotated[
     int | None, typer.Option(min=1, help="processes of each training, over Ray and DeepSpeed; none: as in the settings")
 ]
 AddressOption = Annotated[
-    str | None, typer.Option(help="a running Ray cluster to train on, host:port or auto; none: this machine")
+    str | None, typer.Option(help="a running Ray cluster to train on, HOST:PORT of its head; none: this machine")
 ]
 TrainingFolder = Annotated[str, typer.Argument(help="folder of a training, also one inside a pilot's folder")]
 JsonFlag = Annotated[bool, typer.Option("--json", help="print one JSON object for machines")]

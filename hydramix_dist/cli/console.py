@@ -114,8 +114,8 @@ class TrainingDisplay(LiveDisplay):
     def __init__(self, console: Console) -> None:
         super().__init__(console)
         self._bars.columns = (*self._bars.columns, _SpeedColumn())
-        self._begun: tuple[float, int] | None = None
-        self._said = time.monotonic()
+        self._begun: tuple[float, int] | None = None  # time and images, of the first word from this attempt
+        self._said = 0.0
 
     def planned(self, names: Mapping[str, str]) -> None:
         """Take the training to come; there is no whole beside it."""
@@ -124,15 +124,17 @@ class TrainingDisplay(LiveDisplay):
     def progress(self, key: str, done: int, total: int) -> None:
         """Move the bar, or say a line."""
         super().progress(key, done, total)
+        if key not in self._names:  # an import
+            return
         now = time.monotonic()
         if self._begun is None or done < self._begun[1]:  # also after going back to a checkpoint
-            self._begun = now, done
-        if self._console.is_terminal or key not in self._names or now - self._said < LINE_SECONDS:
+            self._begun, self._said = (now, done), now
+        if self._console.is_terminal or now - self._said < LINE_SECONDS or done == self._begun[1]:
             return
         self._said = now
-        speed = (done - self._begun[1]) / max(now - self._begun[0], 1e-9)
-        left = f", about {_spoken((total - done) / speed)} left" if speed else ""
-        self.say(f"{self._names[key]}: {done} of {total} images, {speed:.0f} images/s{left}")
+        speed = (done - self._begun[1]) / (now - self._begun[0])
+        left = _spoken((total - done) / speed)
+        self.say(f"{self._names[key]}: {done} of {total} images, {speed:.0f} images/s, about {left} left")
 
 
 class _SpeedColumn(ProgressColumn):

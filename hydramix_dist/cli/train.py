@@ -8,11 +8,11 @@ from hydramix_dist.cli.console import TrainingDisplay, error_console, print_json
 from hydramix_dist.cli.options import settings_file
 from hydramix_dist.config.load import build, dump, override, read_yaml
 from hydramix_dist.config.training import ClassifierTrainingSettings, GeneratorTrainingSettings
-from hydramix_dist.orchestration.train import train
+from hydramix_dist.orchestration.train import TrainSettings, train
 from hydramix_dist.store import Store
 from hydramix_dist.store.run import digest
 
-_MODELS: dict[str, type[GeneratorTrainingSettings | ClassifierTrainingSettings]] = {
+_MODELS: dict[str, type[TrainSettings]] = {
     "generator": GeneratorTrainingSettings,
     "classifier": ClassifierTrainingSettings,
 }
@@ -44,11 +44,11 @@ def train_command(
     if json_:
         print_json(json.dumps({"run": store.url, "kind": kind, **result}))
     else:
-        _show(kind, config, store, result)
+        _show(kind, config, settings, store, result)
     return 0
 
 
-def _default_out(kind: str, config: str, settings: GeneratorTrainingSettings | ClassifierTrainingSettings) -> str:
+def _default_out(kind: str, config: str, settings: TrainSettings) -> str:
     """Return a folder that the same training finds again, on however many workers, and another does not meet."""
     tree = dump(settings)
     what = {key: value for key, value in tree.items() if key not in ("runtime", "distributed")}
@@ -56,7 +56,7 @@ def _default_out(kind: str, config: str, settings: GeneratorTrainingSettings | C
     return f"runs/{kind}-{Path(config).name.partition('.')[0]}-{name}-{digest(what)[:8]}"
 
 
-def _show(kind: str, config: str, store: Store, result: dict[str, Any]) -> None:
+def _show(kind: str, config: str, settings: TrainSettings, store: Store, result: dict[str, Any]) -> None:
     print(f"{result['images_seen']} images seen in {result['seconds']:.1f} s of training")
     if kind == "classifier":
         print(f"accuracy  {100 * result['test_curve'][-1][1]:.1f} % of {len(result['predictions'])} test images")
@@ -64,6 +64,10 @@ def _show(kind: str, config: str, store: Store, result: dict[str, Any]) -> None:
     print(f"settings  {store.path('run.json')}")
     print(f"inside    hydramix checkpoint show {store.url}")
     if kind == "generator":
-        print(f"use it    hydramix train classifier {config} generator_run={store.url}")
+        same = "" if settings.data is None else f" data={settings.data}"
+        same += f" shots={settings.shots} seed={settings.seed}"
+        same += f" validation={settings.validation}" if settings.validation else ""
+        name = "CONFIG" if config.endswith((".yaml", ".yml")) else config
+        print(f"use it    hydramix train classifier {name}{same} generator_run={store.url}")
     else:
         print(f"use it    hydramix predict {store.url} IMAGES")

@@ -26,7 +26,7 @@ MEMORY_NEEDED = 2 * GIB  # our choice: the quick pilot on two cores with room fo
 DISK_NEEDED = 1 * GIB  # our choice: checkpoints and report of a pilot, several times over
 
 # Declared dependencies that no command of this version calls; they are looked up, never imported.
-_NOT_NEEDED_YET = ("deepspeed", "ray", "s3fs", "prometheus-client")
+_NOT_NEEDED_YET = ("s3fs", "prometheus-client")
 
 State = Literal["ok", "missing", "broken"]
 

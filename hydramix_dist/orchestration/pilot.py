@@ -73,7 +73,7 @@ def run_pilot(
             warnings = _prepare(plan, settings, dataset, out, display)
             write = partial(_write, plan, results, settings, preset, dataset, warnings, facts, out)
             try:
-                failed = _train(plan, settings, address, out, results, display)
+                failed = _train(plan, settings, address, results, display)
             except Interrupted:
                 if results:
                     write()
@@ -111,7 +111,6 @@ def _train(
     plan: Plan,
     settings: PilotSettings,
     address: str | None,
-    out: Store,
     results: dict[str, dict[str, Any]],
     display: Display,
 ) -> dict[str, str]:
@@ -119,7 +118,7 @@ def _train(
     display.planned({key: task.name for key, task in plan.tasks.items()})
     failed: dict[str, str] = {}
     with Stop() as stop:
-        for ended in _carried_out(plan, settings, address, out, stop, display):
+        for ended in _carried_out(plan, settings, address, stop, display):
             display.ended(ended)
             if ended.result is not None:
                 results[ended.key] = ended.result
@@ -129,11 +128,11 @@ def _train(
 
 
 def _carried_out(
-    plan: Plan, settings: PilotSettings, address: str | None, out: Store, stop: Stop, display: Display
+    plan: Plan, settings: PilotSettings, address: str | None, stop: Stop, display: Display
 ) -> Iterator[Ended]:
     """Yield each training as it ends: several at a time in a process each, or one after another over many workers."""
     if settings.distributed.workers > 1 or address is not None:
-        return run_distributed(plan.tasks, plan.needs, settings.distributed, address, out, stop, display.progress)
+        return run_distributed(plan.tasks, plan.needs, settings.distributed, address, stop, display.progress)
     concurrent = settings.concurrent or default_concurrency(settings.runtime, usable_cores())
     return run_tasks(plan.tasks, plan.needs, concurrent, stop, display.progress)
 

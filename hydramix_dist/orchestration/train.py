@@ -15,9 +15,10 @@ from hydramix_dist.errors import Interrupted, UserError
 from hydramix_dist.models.trained import load_generator
 from hydramix_dist.orchestration.display import Display
 from hydramix_dist.orchestration.images import check_source, open_data
-from hydramix_dist.orchestration.launch import RaySession, launch, ray_session
+from hydramix_dist.orchestration.launch import launch
 from hydramix_dist.orchestration.plan import choose_test_rows, draw_rows
 from hydramix_dist.orchestration.pool import Ended, Stop
+from hydramix_dist.orchestration.ray_session import RaySession, ray_session
 from hydramix_dist.orchestration.tasks import ClassifierTask, GeneratorTask, Task
 from hydramix_dist.store import Store
 from hydramix_dist.store.run import check_same_run, exclusively, read_json, read_status
@@ -50,7 +51,7 @@ def train(settings: TrainSettings, out: Store, address: str | None, display: Dis
         with Stop() as stop:
             if settings.distributed.workers == 1 and address is None:
                 return task.run(progress, lambda: stop.requested)
-            with ray_session(settings.distributed, address, out) as session:
+            with ray_session(settings.distributed, settings.runtime, address) as session:
                 return launch(task, settings.distributed, session, progress, lambda: stop.requested)
 
 
@@ -59,7 +60,6 @@ def run_distributed(
     needs: Mapping[str, str],
     distributed: DistributedSettings,
     address: str | None,
-    out: Store,
     stop: Stop,
     progress: Callable[[str, int, int], None],
 ) -> Iterator[Ended]:
@@ -78,7 +78,7 @@ def run_distributed(
             elif result is not None:
                 ended[key] = Ended(key, result, None)
             else:
-                session = session or stack.enter_context(ray_session(distributed, address, out))
+                session = session or stack.enter_context(ray_session(distributed, task.runtime, address))
                 ended[key] = _ended(key, task, distributed, session, stop, progress)
             yield ended[key]
 

@@ -236,8 +236,10 @@ def _keep(kept: dict[str, Tensor], name: str, whole: Tensor) -> None:
 def _prepare(device: torch.device) -> None:
     """Load DeepSpeed for a device."""
     # Read when DeepSpeed is imported and when an engine is made; else it warns, or takes a GPU of its own choice.
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
     os.environ["DS_ACCELERATOR"] = device.type
-    os.environ["LOCAL_RANK"] = str(device.index or 0)
+    os.environ["LOCAL_RANK"] = str(torch.cuda.current_device() if device.type == "cuda" else 0)
     import deepspeed.ops
 
     # DeepSpeed calls two collectives by names that torch has since renamed; torch says so at every engine's first step.

@@ -164,34 +164,45 @@ def test_pieces_add_up_to_the_batch_in_one(case: str) -> None:
     assert_close(train(Alone(CPU), of_ranks=3, **CASES[case]), train(Alone(CPU), **in_one))
 
 
-OPTIONS: dict[str, Any] = {
-    "parameter_alignment": True,
-    "contiguous_gradients": False,
-    "reduce_scatter": False,
-    "use_multi_rank_bucket_allreduce": False,
-    "overlap_comm": True,
-    "sub_group_size": 60,
-    "stage3_param_persistence_threshold": 0,
-    "stage3_prefetch_bucket_size": 10,
-    "stage3_max_live_parameters": 10,
-    "stage3_max_reuse_distance": 0,
-    "stage3_use_all_reduce_for_fetch_params": True,
-    "enable_sanity_checks": True,
-    "reduce_bucket_size": 100,  # less than the largest weight
-    "allgather_bucket_size": 100,
+TINY = {"reduce_bucket_size": 100, "allgather_bucket_size": 100}  # less than the largest weight
+OPTIONS: dict[int, list[dict[str, Any]]] = {
+    1: [
+        {"parameter_alignment": True},
+        {"contiguous_gradients": False},
+        {"use_multi_rank_bucket_allreduce": False},
+        TINY,
+    ],
+    2: [
+        {"parameter_alignment": True, **TINY},
+        {"contiguous_gradients": False},
+        {"reduce_scatter": False},
+        {"use_multi_rank_bucket_allreduce": False},
+        {"overlap_comm": True},
+    ],
+    3: [
+        {"reduce_scatter": False, "contiguous_gradients": False},
+        {"stage3_use_all_reduce_for_fetch_params": True},
+        {"overlap_comm": True, "enable_sanity_checks": True, "stage3_prefetch_bucket_size": 10},
+        {
+            "sub_group_size": 60,
+            "stage3_param_persistence_threshold": 0,
+            "stage3_max_live_parameters": 10,
+            "stage3_max_reuse_distance": 0,
+            **TINY,
+        },
+    ],
 }
 
 
-def with_options(stage: int) -> dict[str, EngineState | None]:
-    options = {name: value for name, value in OPTIONS.items() if stage >= 2 or name != "overlap_comm"}
-    return {name: train(deepspeed(stage, **{name: value}), ADAM, range(2)) for name, value in options.items()}
+def with_options(stage: int) -> list[EngineState | None]:
+    return [train(deepspeed(stage, **options), ADAM, range(2)) for options in OPTIONS[stage]]
 
 
 @pytest.mark.parametrize("stage", [1, 2, 3])
 def test_what_a_user_may_set_leaves_the_numbers(stage: int) -> None:
     expected = train(Alone(CPU), ADAM, range(2))
-    for state in ranks.run(2, with_options, stage)[0].values():
-        assert_close(state, expected)
+    for state, options in zip(ranks.run(2, with_options, stage)[0], OPTIONS[stage], strict=True):
+        assert_close(state, expected, str(options))
 
 
 # ---- a state has no topology
@@ -347,7 +358,7 @@ def test_two_models_learn_in_turns_without_touching_each_other(stage: int, size:
 
 
 def with_and_without_a_look(stage: int) -> tuple[Any, ...]:
-    """Return states of a training with evaluations and of one without, with the last evaluation's outputs."""
+    """Return states of a training with evaluations and saves and of one without, with the last evaluation's outputs."""
     group = deepspeed(stage)
     outputs, states = [], []
     for look in (True, False):
@@ -362,12 +373,13 @@ def with_and_without_a_look(stage: int) -> tuple[Any, ...]:
                     outputs.append(engine.module(samples(99, 5)))
                     outputs.append(engine.module(samples(98, 2)))
                 engine.module.train()
+                engine.full_state()
         states.append(engine.full_state())
     return *states, outputs[-2]
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_an_evaluation_between_steps_changes_nothing(stage: int) -> None:
+def test_an_evaluation_or_a_save_between_steps_changes_nothing(stage: int) -> None:
     looked, blind, output_B1 = ranks.run(2, with_and_without_a_look, stage)[0]
     assert_equal(looked, blind)
     net = network("batch")

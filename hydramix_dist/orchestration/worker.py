@@ -1,0 +1,231 @@
+"""What runs inside the workers of a training, and beside Ray Train's controller. Imports Ray: import it late.
+
+Ray Train runs the training in a thread of the worker and keeps the process's main thread for itself, where alone
+Python delivers signals. So SIGTERM is taken there, before the training begins, and asked for in the training's loop.
+"""
+
+import logging
+import os
+import signal
+import socket
+import threading
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+import ray.train
+import ray.train.torch
+from ray.actor import ActorHandle
+from ray.exceptions import RayActorError, RayError
+from ray.train import UserCallback
+from ray.train.torch import TorchConfig
+from ray.train.v2._internal.execution.context import get_train_context
+
+from hydramix_dist.errors import Interrupted, UserError
+from hydramix_dist.orchestration.desk import Failure, Worker
+from hydramix_dist.orchestration.tasks import Task
+from hydramix_dist.store import Store
+from hydramix_dist.training.loop import NonFiniteLossError, prepare_device
+
+EXCHANGE_SECONDS = 0.25  # between two words with the driver
+_log = logging.getLogger(__name__)  # into this worker's log alone; `hydramix` is heard by the user
+_sigterm = threading.Event()
+_at_work = threading.Event()
+
+
+@dataclass(frozen=True)
+class Order:
+    """What a worker is to do: the task, DeepSpeed's configuration as `read_deepspeed` gave it, where to leave word."""
+
+    task: Task
+    deepspeed: dict[str, Any]
+    desk: ActorHandle
+    marker: str  # a file in the run folder that the driver has written
+
+
+class LeavingError(RayActorError):  # type: ignore[misc]
+    """A worker was asked to leave and has saved. To Ray a preemption: it begins anew and counts no failure."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(error_msg=text, preempted=True)
+
+
+def train(order: Order) -> dict[str, Any]:
+    """Return the task's result, on each worker. Raises what Ray Train then looks at in `Watch`."""
+    context = ray.train.get_context()
+    rank, of = context.get_world_rank(), context.get_world_size()
+    ray.get(order.desk.join.remote(_describe(rank, of)))
+    _at_work.set()
+    try:
+        with _Line(order.desk, rank) as line:
+            return _carry_out(order, line)
+    except Interrupted as error:
+        if ray.get(order.desk.end.remote(error)):
+            raise
+        raise LeavingError(_why_leaving() or "left with the others") from error
+    except (UserError, NonFiniteLossError) as error:  # would happen again
+        ray.get(order.desk.end.remote(error))
+        raise
+    except Exception:
+        _log.exception("rank %d of %d failed", rank, of)
+        raise
+    finally:
+        _at_work.clear()
+
+
+def _carry_out(order: Order, line: "_Line") -> dict[str, Any]:
+    from hydramix_dist.training.deepspeed_engine import DeepSpeedGroup
+
+    task = order.task
+    device = prepare_device(task.runtime)
+    if device.type == "cuda":
+        device = ray.train.torch.get_device()  # the one reserved for this worker
+    if not Store(task.folder_url).exists(order.marker):
+        raise UserError(
+            f"the run folder {task.folder_url} is another one on node {socket.gethostname()} than where the command "
+            "was given; choose a folder that all nodes share"
+        )
+    return task.run(line.progress, line.should_stop, DeepSpeedGroup(order.deepspeed, device))
+
+
+def _describe(rank: int, of: int) -> Worker:
+    log = ray._private.worker.global_worker.get_err_file_path()
+    node = ray.get_runtime_context().get_node_id()
+    return Worker(rank, of, os.getpid(), ray.util.get_node_ip_address(), node, log)
+
+
+class _Line:
+    """The line of rank 0 to the driver, served by a thread of its own, so that no step waits for it.
+
+    It tells progress and warnings, and hears whether to stop. Other ranks hear of that from rank 0, in the loop.
+    """
+
+    def __init__(self, desk: ActorHandle, rank: int) -> None:
+        self._desk, self._used = desk, rank == 0
+        self._progress: tuple[int, int] | None = None
+        self._warnings = _Warnings()
+        self._stop = False
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._serve, daemon=True)
+
+    def progress(self, images: int, total: int) -> None:
+        """Note how far the training is."""
+        self._progress = (images, total)
+
+    def should_stop(self) -> bool:
+        """Return whether this worker should save and stop: the driver wants it, or the process has to leave."""
+        return self._stop or _why_leaving() is not None
+
+    def __enter__(self) -> "_Line":
+        if self._used:
+            logging.getLogger("hydramix").addHandler(self._warnings)
+            self._thread.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._used:
+            self._over.set()
+            self._thread.join()
+            logging.getLogger("hydramix").removeHandler(self._warnings)
+
+    def _serve(self) -> None:
+        over = False
+        while not over:
+            over = self._over.wait(EXCHANGE_SECONDS)
+            try:
+                self._stop = ray.get(self._desk.exchange.remote(self._progress, self._warnings.taken()))
+            except RayError:  # the driver is gone: save and end
+                self._stop = True
+
+
+class _Warnings(logging.Handler):
+    """Collects what the training warns of."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self._texts: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._texts.append(record.getMessage())
+
+    def taken(self) -> list[str]:
+        """Return the texts since the last call."""
+        texts, self._texts = self._texts, []
+        return texts
+
+
+# --- having to leave ---
+
+
+def _why_leaving() -> str | None:
+    """Return why this process has to leave, None where it has not."""
+    if _sigterm.is_set():
+        return "was sent SIGTERM"
+    drained = get_train_context().preemption_context.preemption_info
+    if drained is not None and ray.train.get_context().get_world_rank() in drained.preempted_ranks:
+        return "its node is about to go"
+    return None
+
+
+def _heed_sigterm() -> None:
+    """Take SIGTERM as the request to save and leave while the training is at work; asked twice, leave at once."""
+    before = signal.getsignal(signal.SIGTERM)
+
+    def note(number: int, frame: Any) -> None:
+        if _at_work.is_set() and not _sigterm.is_set():
+            _sigterm.set()
+        elif callable(before):
+            before(number, frame)
+
+    signal.signal(signal.SIGTERM, note)
+
+
+_TorchBackend: Any = TorchConfig().backend_cls
+
+
+class _Backend(_TorchBackend):  # type: ignore[misc]
+    """Brings the workers together by `torch.distributed`, in each one's main thread."""
+
+    def on_start(self, worker_group: Any, backend_config: Any) -> None:
+        worker_group.execute(_heed_sigterm)
+        super().on_start(worker_group, backend_config)
+
+    def on_shutdown(self, worker_group: Any, backend_config: Any) -> None:
+        """Do nothing: the processes end now, and to take leave of a dead one would only take time."""
+
+
+class Together(TorchConfig):  # type: ignore[misc]
+    """`torch.distributed` between the workers, over `backend` nccl or gloo."""
+
+    @property
+    def backend_cls(self) -> Any:
+        """Return the backend."""
+        return _Backend
+
+
+# --- beside the controller ---
+
+
+class Watch(UserCallback):  # type: ignore[misc]
+    """Leaves word of failed workers, and keeps Ray from starting workers again for what has ended for good."""
+
+    def __init__(self, desk: ActorHandle) -> None:
+        self._desk = desk
+
+    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+        """Take what the controller found. Raises RuntimeError, which ends the controller, where no more is to come."""
+        failures = {rank: _failure(error) for rank, error in worker_exceptions.items()}
+        if ray.get(self._desk.lose.remote(failures)):
+            raise RuntimeError("the training has ended")
+
+
+def _failure(error: Exception) -> Failure:
+    cause = getattr(error, "health_check_failure", error)  # Ray's word for a worker that answers no more
+    if isinstance(cause, LeavingError):
+        return Failure(1 if "others" in str(cause) else 0, str(cause))
+    if isinstance(cause, RayActorError):
+        gone = "its node has died" in str(cause)
+        return Failure(0, "was lost with its node" if gone else "was killed, or crashed (often: memory ran out)")
+    if "by peer" in str(cause):  # gloo's word where another worker has gone
+        return Failure(2, "lost the connection to another worker")
+    return Failure(2, f"failed: {type(cause).__name__}: {str(cause).strip()[:300]}")
