@@ -7,7 +7,7 @@ READY := $(VENV)/.installed
 PILOT_ARGS ?=
 TEST_ARGS ?=
 # Those that need no arguments and end within minutes; the long comparison is benchmarks/nshot.py.
-BENCHMARKS := $(addprefix benchmarks/, startup.py segments.py import_speed.py steps.py released_step.py classifier_step.py composing.py mixes.py)
+BENCHMARKS := $(addprefix benchmarks/, startup.py segments.py import_speed.py steps.py released_step.py classifier_step.py composing.py mixes.py scaling.py model_state.py distributed_step.py checkpoint_stall.py recovery.py)
 
 .DEFAULT_GOAL := help
 .PHONY: help pilot test test-full lint bench clean

@@ -121,12 +121,12 @@ def count(engine: Engine, ranks: int, loss: Callable[[], Tensor]) -> Counted:
     return Counted(state, noted.own, noted.sent, noted.calls)
 
 
-def count_all(ranks: int) -> dict[int, dict[str, Counted]]:
+def count_all(ranks: int, width: int, network: str) -> dict[int, dict[str, Counted]]:
     """Return by stage and model what this rank keeps and sends, in its third step: stage 3 learns its order in two."""
     found = {}
     for stage in range(4):
         group = workers.sharded(stage)
-        training = workers.generator_training(group, micro_batch=1, width=64, precision="bf16")
+        training = workers.generator_training(group, micro_batch=1, width=width, precision="bf16")
         step = workers.one_step(training, group)
         step(0)
         step(1)
@@ -136,7 +136,7 @@ def count_all(ranks: int) -> dict[int, dict[str, Counted]]:
             for name, engine in training.engines.items():
                 engine.module.requires_grad_(name == phase.engine)
             of_stage[phase.engine] = count(training.engines[phase.engine], ranks, partial(total, phase, batch))
-        of_stage["wrn-16-8"] = count_classifier(group, ranks)
+        of_stage[network] = count_classifier(group, ranks, network)
         found[stage] = of_stage
     return found
 
@@ -145,8 +145,8 @@ def total(phase: Phase, batch: dict[str, Any]) -> Tensor:
     return phase.loss(batch)[0]
 
 
-def count_classifier(group: Group, ranks: int) -> Counted:
-    settings = ClassifierSettings(network="wrn-16-8")
+def count_classifier(group: Group, ranks: int, network: str) -> Counted:
+    settings = ClassifierSettings(network=network)
     torch.manual_seed(0)
     engine = group.engine(synchronised(build_classifier(settings, 10)), settings.optimizer, None)
 
@@ -188,9 +188,9 @@ def traffic_row(stage: int, name: str, counted: Iterable[Counted], formula: floa
 def main() -> None:
     """Count, and print a table for each number of ranks and a JSON line."""
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
-    models, states, traffic = scaling.networks(), [], []
+    models, states, traffic = scaling.networks(64, "wrn-16-8"), [], []
     for ranks in (1, 2):
-        found = workers.on_ranks(ranks, count_all, ranks)[0]
+        found = workers.on_ranks(ranks, count_all, ranks, 64, "wrn-16-8")[0]
         for stage, of_stage in found.items():
             states += [
                 state_row(ranks, stage, name, counted, scaling.state(models[name], stage, ranks))

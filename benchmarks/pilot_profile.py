@@ -45,7 +45,7 @@ STAGES = {
     ("training/loop.py", "_step"): "train",
     ("training/classifier.py", "evaluate"): "test during training",
     ("training/classifier.py", "test_predictions"): "test at the end",
-    ("training/loop.py", "_save"): "checkpoints: save",
+    ("training/loop.py", "save"): "checkpoints: gather, hand over",
     ("checkpoint/commit.py", "load_newest"): "checkpoints: load",
     ("telemetry/metrics.py", "record"): "records",
     ("training/loop.py", "run"): "loop, progress",

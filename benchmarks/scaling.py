@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from hydramix_dist.config.deepspeed import read_deepspeed
-from hydramix_dist.config.schema import ClassifierSettings, GeneratorSettings
+from hydramix_dist.config.schema import ClassifierSettings, DiscriminatorSettings, GeneratorNetworkSettings
 from hydramix_dist.models.classifiers import build_classifier
 from hydramix_dist.models.discriminator import Discriminator
 from hydramix_dist.models.generator import Generator
@@ -101,16 +101,15 @@ def state(model: Model, stage: int, ranks: int) -> State:
     )
 
 
-def networks() -> dict[str, Model]:
-    """Return the networks of the default settings, with 10 classes, and the small classifier of the quick preset."""
+def networks(width: int = 64, *classifiers: str) -> dict[str, Model]:
+    """Return generator and discriminator of that width, the rest as in the default settings, and these classifiers."""
     with torch.device("meta"):
-        settings = GeneratorSettings()
+        generator = Generator(GeneratorNetworkSettings(width=width))
+        discriminator = Discriminator(DiscriminatorSettings(width=width))
         return {
-            "generator": Model.of(Generator(settings.network), moments=2),
-            "discriminator": Model.of(Discriminator(settings.discriminator), moments=2, phases=2),
-            "wrn-16-8": Model.of(build_classifier(ClassifierSettings(network="wrn-16-8"), 10), moments=1),
-            "wrn-10-2": Model.of(build_classifier(ClassifierSettings(network="wrn-10-2"), 10), moments=1),
-        }
+            "generator": Model.of(generator, moments=2),
+            "discriminator": Model.of(discriminator, moments=2, phases=2),
+        } | {name: Model.of(build_classifier(ClassifierSettings(network=name), 10), moments=1) for name in classifiers}
 
 
 # ---- traffic
@@ -313,7 +312,7 @@ def show_growing_batch(title: str, work: Work, samples: int) -> None:
 def main() -> None:
     """Count, and print the tables of docs/scaling.md and a JSON line."""
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
-    found = networks()
+    found = networks(64, "wrn-16-8", "wrn-10-2")
     show_states(found)
     show_traffic(found)
     print(f"\nkept for the backward pass of the generator: {activations() / 1e6:.1f} MB a mix")

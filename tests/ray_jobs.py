@@ -1,4 +1,4 @@
-"""Trainings for tests over Ray: real ones, in which a chosen worker meets a fault at a chosen step of one attempt."""
+"""Trainings for tests over Ray: real ones, in which a chosen worker meets a fault at a chosen step."""
 
 import os
 import signal
@@ -10,6 +10,7 @@ from typing import Any
 
 import tiny
 
+from hydramix_dist.config.distributed import DistributedSettings
 from hydramix_dist.config.schema import RuntimeSettings
 from hydramix_dist.errors import UserError
 from hydramix_dist.training.classifier import train_classifier
@@ -20,8 +21,18 @@ MID_STEP = 0.004  # seconds after a step: in the middle of the next one
 
 
 @dataclass(frozen=True)
+class Begun:
+    """A worker that began to train."""
+
+    rank: int
+    of: int
+    process: int
+    node: str
+
+
+@dataclass(frozen=True)
 class Job:
-    """A tiny training of 12 steps. `fault` befalls `rank` after `step` steps of the first attempt in `folder`."""
+    """A tiny training of 12 steps of 4 images. `fault` befalls `rank` after `step` steps, once in `folder`."""
 
     kind: str
     folder: Path
@@ -39,60 +50,66 @@ class Job:
         return str(self.folder)
 
     @property
-    def attempts(self) -> list[tuple[int, int, int, str]]:
-        """Rank, number of workers, process and node of each worker that began, in order."""
+    def attempts(self) -> list[Begun]:
+        """All workers that began, in order."""
         path = self.folder / "attempts"
         lines = path.read_text().splitlines() if path.exists() else []
-        return [(int(rank), int(of), int(process), node) for rank, of, process, node in map(str.split, lines)]
+        return [Begun(int(rank), int(of), int(process), node) for rank, of, process, node in map(str.split, lines)]
 
-    def node_that_waits(self) -> str:
-        """Return the node of the worker that meets its fault, once it does."""
+    @property
+    def victim(self) -> Begun:
+        """The worker that meets the fault, once it does."""
         tiny.wait_for((self.folder / "meets").exists)
-        return next(node for rank, _, _, node in self.attempts if rank == self.rank)
+        return next(begun for begun in self.attempts if begun.rank == self.rank)
 
     def run(
         self, progress: Callable[[int, int], None], should_stop: Callable[[], bool], group: Group
     ) -> dict[str, Any]:
         import ray
 
-        first = not (self.folder / "begun").exists()
         with (self.folder / "attempts").open("a") as file:
             node = ray.get_runtime_context().get_node_id()
             file.write(f"{group.rank} {group.world_size} {os.getpid()} {node}\n")
-        group.exchange(None)  # all ranks have looked
-        (self.folder / "begun").touch()
         steps = 0
 
         def after_step() -> bool:
             nonlocal steps
             steps += 1
-            if first and self.fault and group.rank == self.rank and steps == self.step:
+            if self.fault and group.rank == self.rank and steps == self.step and not (self.folder / "meets").exists():
+                (self.folder / "meets").touch()
                 self._suffer(should_stop)
             return should_stop()
 
+        telling = progress if group.rank == 0 else lambda images, total: None
         context = replace(
             tiny.context(self.folder, self.kind, self.runtime, after_step, group),
-            progress=progress if group.rank == 0 else lambda images, total: None,
+            progress=telling,
         )
         if self.kind == "generator":
             settings, shots = tiny.generator_settings(), tiny.shot_set()
-            return train_generator(
-                shots, settings, 5, generator_identity("data", shots.ids, 5, settings), "no", context
-            )
-        return train_classifier(
-            tiny.classifier_inputs(), tiny.classifier_settings(), 5, {"settings": "the test's"}, "nowhere", context
-        )
+            identity = generator_identity("data", shots.ids, 5, settings)
+            return train_generator(shots, settings, 5, identity, "nowhere", context)
+        settings, inputs = tiny.classifier_settings(), tiny.classifier_inputs()
+        return train_classifier(inputs, settings, 5, {"settings": "the test's"}, "nowhere", context)
 
     def _suffer(self, should_stop: Callable[[], bool]) -> None:
-        (self.folder / "meets").touch()
         if self.fault == "killed":
             threading.Timer(MID_STEP, os.kill, (os.getpid(), signal.SIGKILL)).start()
         elif self.fault == "terminated":
             os.kill(os.getpid(), signal.SIGTERM)
-            tiny.wait_for(should_stop, 5)
+            tiny.wait_for(should_stop)
         elif self.fault == "bad input":
             raise UserError("no such luck")
-        elif self.fault == "crash":
-            raise ValueError("no such luck")
         elif self.fault == "waits":
             tiny.wait_for(should_stop)
+
+
+def drive(job: Job) -> None:
+    """Carry out a training over two workers of a private Ray, as a command does."""
+    from hydramix_dist.orchestration.launch import launch
+    from hydramix_dist.orchestration.pool import Stop
+    from hydramix_dist.orchestration.ray_session import ray_session
+
+    two = DistributedSettings(workers=2, deepspeed="zero2")
+    with Stop() as stop, ray_session(two, job.runtime, None) as session:
+        launch(job, two, session, lambda images, total: None, lambda: stop.requested)

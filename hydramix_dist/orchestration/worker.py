@@ -28,7 +28,6 @@ from hydramix_dist.store import Store
 from hydramix_dist.training.loop import NonFiniteLossError, prepare_device
 
 EXCHANGE_SECONDS = 0.25  # between two words with the driver
-_log = logging.getLogger(__name__)  # into this worker's log alone; `hydramix` is heard by the user
 _sigterm = threading.Event()
 _at_work = threading.Event()
 
@@ -51,7 +50,7 @@ class LeavingError(RayActorError):  # type: ignore[misc]
 
 
 def train(order: Order) -> dict[str, Any]:
-    """Return the task's result, on each worker. Raises what Ray Train then looks at in `Watch`."""
+    """Return the task's result, on each worker. Raises what Ray Train then reports by `Reporter`."""
     context = ray.train.get_context()
     rank, of = context.get_world_rank(), context.get_world_size()
     ray.get(order.desk.join.remote(_describe(rank, of)))
@@ -65,9 +64,6 @@ def train(order: Order) -> dict[str, Any]:
         raise LeavingError(_why_leaving() or "left with the others") from error
     except (UserError, NonFiniteLossError) as error:  # would happen again
         ray.get(order.desk.end.remote(error))
-        raise
-    except Exception:
-        _log.exception("rank %d of %d failed", rank, of)
         raise
     finally:
         _at_work.clear()
@@ -206,7 +202,7 @@ class Together(TorchConfig):  # type: ignore[misc]
 # --- beside the controller ---
 
 
-class Watch(UserCallback):  # type: ignore[misc]
+class Reporter(UserCallback):  # type: ignore[misc]
     """Leaves word of failed workers, and keeps Ray from starting workers again for what has ended for good."""
 
     def __init__(self, desk: ActorHandle) -> None:

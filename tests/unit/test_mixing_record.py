@@ -106,7 +106,7 @@ def test_one_image_mixed_is_its_reconstruction() -> None:
     mixed = mixer.mix(anchors, numbers, 0, tiny.SIDE)
     composer = Composer(SHOTS, settings.mix, generator.network.feature_side, 1, "mixer")
     views_BCHW = to_float(composer.compose(anchors, numbers, 0).images_NCHW)
-    assert torch.equal(mixed, generator.network(views_BCHW))
+    assert torch.equal(mixed, generator.network.decode(generator.network.encode(views_BCHW)))
 
 
 @pytest.mark.parametrize("k", [0, 1, 2])

@@ -33,9 +33,9 @@ PLACE = "/any/where/hydramix_dist/"
 @pytest.mark.parametrize(
     ("calls", "expected"),
     [
-        ([("/x/hydramix_dist/training/loop.py", "run"), (PLACE + "training/loop.py", "_save")], "checkpoints: save"),
+        ([("/x/hydramix_dist/training/loop.py", "run"), (PLACE + "training/loop.py", "save")], "checkpoints: gather"),
         ([(PLACE + "training/classifier.py", "batch"), (PLACE + "mixing/mixer.py", "mix")], "batch of mixes"),
-        ([(PLACE + "training/loop.py", "_save"), ("/lib/json/encoder.py", "batch")], "checkpoints: save"),
+        ([(PLACE + "training/loop.py", "save"), ("/lib/json/encoder.py", "batch")], "checkpoints: gather"),
         ([(PLACE + "data/importer.py", "import_dataset"), (PLACE + "data/decode.py", "anything")], "decode"),
         ([(PLACE + "training/loop.py", "_step"), ("<frozen importlib._bootstrap>", "_find_and_load")], "modules"),
         ([("/lib/anything.py", "batch")], "the rest"),

@@ -1,0 +1,76 @@
+"""`hydramix train` and `hydramix pilot` over two workers, through the command line: the same as in one process."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+import torch
+import yaml
+
+from hydramix_dist.checkpoint import load_newest
+from hydramix_dist.store import Store
+
+# Two workers on a core: the tests ask for no more than that. No dropout, whose draws are each worker's own.
+HALF = {"distributed": {"workers": 2, "cpus": 0.5}}
+CALM: dict[str, Any] = {
+    "seeds": [0],
+    "generators": {"hydramix": tiny.PILOT["generators"]["hydramix"] | {"group": None, "images": 48}},
+    "classifier": tiny.PILOT["classifier"] | {"dropout": 0.0, "images": 96, "optimizer": {"lr": 0.005}},
+}
+
+
+@pytest.fixture
+def environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+
+
+def weights(folder: Path) -> dict[str, dict[str, torch.Tensor]]:
+    checkpoint = load_newest(Store(folder))
+    assert checkpoint is not None
+    return {name: dict(state.weights) for name, state in checkpoint.engines.items()}
+
+
+def assert_near(now: dict[str, dict[str, torch.Tensor]], then: dict[str, dict[str, torch.Tensor]]) -> None:
+    assert now.keys() == then.keys()
+    for name, tensors in now.items():
+        # A bias that instance norm takes out again moves by rounding alone.
+        for key in (key for key in tensors if name == "classifier" or "weight" in key):
+            difference = (tensors[key] - then[name][key]).double().norm() / then[name][key].double().norm().clamp(1e-6)
+            assert difference < 5e-2, f"{name} {key}"
+
+
+@pytest.mark.usefixtures("environment")
+def test_pilot_over_two_workers_trains_the_same(tmp_path: Path, image_folder: Path) -> None:
+    alone = tiny.write_preset(tmp_path / "alone.yaml", **CALM)
+    both = tiny.write_preset(tmp_path / "both.yaml", **CALM, **HALF)
+    tiny.hydramix("pilot", image_folder, "--preset", alone, "--out", tmp_path / "one")
+    said = tiny.hydramix("pilot", image_folder, "--preset", both, "--out", tmp_path / "two").stderr
+    assert "[3/3]" in said and "WARNING" not in said, said
+    assert tiny.measured(tmp_path / "two").keys() == tiny.measured(tmp_path / "one").keys()
+    folders = sorted(path.parent.relative_to(tmp_path / "one") for path in (tmp_path / "one").glob("*/*/checkpoints"))
+    assert len(folders) == 3
+    for folder in folders:
+        assert_near(weights(tmp_path / "two" / folder), weights(tmp_path / "one" / folder))
+        facts = json.loads((tmp_path / "two" / folder / "run.json").read_text())["facts"]
+        assert (facts["workers"], facts["engine"]) == (2, "deepspeed-zero1")
+
+
+@pytest.mark.usefixtures("environment")
+def test_train_over_two_workers_answers_and_leaves_nothing_behind(tmp_path: Path, data_url: str) -> None:
+    config = tmp_path / "generator.yaml"
+    tree = {"data": data_url, "shots": 3, "generator": CALM["generators"]["hydramix"], **HALF}
+    config.write_text(yaml.safe_dump(tree | {"runtime": tiny.PILOT["runtime"]}))
+    home = tmp_path / "home"
+    home.mkdir()
+
+    done = tiny.hydramix(
+        "train", "generator", config, "--out", tmp_path / "g", "--json", env=os.environ | {"HOME": str(home)}
+    )
+    answer = json.loads(done.stdout)
+    assert answer["images_seen"] == 48 and answer["weights_sha256"]
+    assert not list(home.rglob("*")), "neither a token nor anything else in the user's home"
+    again = tiny.hydramix("train", "generator", config, "--out", tmp_path / "g", "--json")
+    assert json.loads(again.stdout) == answer
