@@ -66,16 +66,17 @@ def _trainer(task: Task, distributed: DistributedSettings, session: RaySession, 
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
-    from hydramix_dist.orchestration import worker
+    from hydramix_dist.orchestration.controller import Reporter, Together
+    from hydramix_dist.orchestration.worker import Order, train
 
     store = Store(task.folder_url)
     marker = f"ray/{store.name}/.validate_storage_marker"
     on_gpu = "GPU" in session.resources
     elastic = distributed.min_workers is not None
     return TorchTrainer(
-        worker.train,
-        train_loop_config=worker.Order(task, read_deepspeed(distributed.deepspeed), desk, marker),
-        torch_config=worker.Together(backend="nccl" if on_gpu else "gloo"),
+        train,
+        train_loop_config=Order(task, read_deepspeed(distributed.deepspeed), desk, marker),
+        torch_config=Together(backend="nccl" if on_gpu else "gloo"),
         scaling_config=ScalingConfig(
             num_workers=(distributed.min_workers, distributed.workers) if elastic else distributed.workers,
             use_gpu=on_gpu,
@@ -86,7 +87,7 @@ def _trainer(task: Task, distributed: DistributedSettings, session: RaySession, 
             name=store.name,
             storage_path=store.path("ray"),
             failure_config=FailureConfig(max_failures=distributed.max_failures),
-            callbacks=[worker.Reporter(desk)],
+            callbacks=[Reporter(desk)],
         ),
     )
 

@@ -1,18 +1,14 @@
 """Ray for the time of a block: a private one on this machine, or a running cluster that is joined.
 
-Whatever can be refused is refused before anything long begins. Ray reads much of its environment when it is imported:
-so it is imported here, once that is set.
+Whatever can be refused is refused before anything long begins.
 """
 
 import contextlib
 import logging
 import os
-import re
 import secrets
 import shutil
 import signal
-import socket
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -23,10 +19,8 @@ from typing import Any
 from hydramix_dist.config.distributed import DistributedSettings
 from hydramix_dist.config.schema import RuntimeSettings
 from hydramix_dist.data.pool import usable_cores
-from hydramix_dist.errors import UserError
+from hydramix_dist.orchestration.preflight import check_address, check_room, reserved
 
-REACH_SECONDS = 5.0  # for the cluster's head to take a connection
-JOIN_SECONDS = 20.0  # for the whole way in; Ray itself tries a wrong token for 20 s and a wrong address for minutes
 OBJECT_STORE_BYTES = 100 * 2**20  # trainings pass plain values alone; Ray would take 30 % of the memory
 
 # What every process of Ray is given, private or joined, unless the user has set it.
@@ -42,7 +36,7 @@ _COMMON = {
 
 @dataclass
 class RaySession:
-    """The Ray that trainings are launched on; `workers_fit` of its `resources` were found before."""
+    """The Ray that trainings are launched on."""
 
     resources: dict[str, float]  # that a worker reserves: CPU, and GPU where it trains on one
     logs: Path | None  # the private Ray's folder of logs; on a cluster each node has its own
@@ -58,12 +52,9 @@ def ray_session(
     The private one listens on the loopback interface alone, asks for a token, and ends with the block or the process.
     Raises UserError where the workers do not fit, and where the cluster cannot be joined.
     """
-    if address is None:
-        with _private_ray(distributed, runtime) as session:
-            yield session
-    else:
-        with _joined_cluster(distributed, runtime, address) as session:
-            yield session
+    opened = _private_ray(distributed, runtime) if address is None else _joined_cluster(distributed, runtime, address)
+    with opened as session:
+        yield session
 
 
 @contextlib.contextmanager
@@ -71,8 +62,8 @@ def _private_ray(distributed: DistributedSettings, runtime: RuntimeSettings) -> 
     import torch
 
     here = {"CPU": float(usable_cores()), "GPU": float(torch.cuda.device_count())}
-    resources = _reserved(distributed, runtime, gpus_there=here["GPU"] > 0)
-    _check_room(distributed, resources, [here], "this machine")
+    resources = reserved(distributed, runtime, gpus_there=here["GPU"] > 0)
+    check_room(distributed, resources, [here], "this machine")
     # Sockets lie in it, and their paths may have 107 characters: a folder of the run's own would be too deep.
     folder = Path(tempfile.mkdtemp(prefix="hydramix-ray-", dir="/tmp"))
     session = RaySession(resources, logs=folder / "ray" / "session_latest" / "logs")
@@ -109,13 +100,13 @@ def _private_ray(distributed: DistributedSettings, runtime: RuntimeSettings) -> 
 def _joined_cluster(distributed: DistributedSettings, runtime: RuntimeSettings, address: str) -> Iterator[RaySession]:
     environment = _unset(_COMMON | {"RAY_AUTH_MODE": "disabled"})
     with _environment(environment):
-        _check_address(address)
+        check_address(address)
         with _started(address=address):
             import ray
 
             nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-            resources = _reserved(distributed, runtime, gpus_there=any(node.get("GPU", 0) for node in nodes))
-            _check_room(distributed, resources, nodes, f"the cluster at {address}")
+            resources = reserved(distributed, runtime, gpus_there=any(node.get("GPU", 0) for node in nodes))
+            check_room(distributed, resources, nodes, f"the cluster at {address}")
             yield RaySession(resources, logs=None)
 
 
@@ -124,6 +115,10 @@ def _started(**how: Any) -> Iterator[None]:
     """Start or join Ray, quietly, and leave it at the end."""
     import ray
 
+    # Ray read these when it was imported, perhaps for another session than this one.
+    ray._private.ray_constants.ENABLE_RAY_CLUSTER = how["address"] != "local"
+    ray._raylet.Config.initialize("")
+    ray._raylet.AuthenticationTokenLoader.instance().reset_cache()
     before = signal.getsignal(signal.SIGTERM)
     # Ray tells of each lost worker on standard output, which belongs to results; we say it ourselves.
     ray._private.worker._worker_logs_enabled = False
@@ -134,76 +129,6 @@ def _started(**how: Any) -> Iterator[None]:
     finally:
         ray.shutdown()
         signal.signal(signal.SIGTERM, before)
-
-
-def _reserved(distributed: DistributedSettings, runtime: RuntimeSettings, *, gpus_there: bool) -> dict[str, float]:
-    """Return what a worker reserves. Raises UserError where GPUs are reserved for a training on the CPU."""
-    on_gpu = runtime.device == "cuda" or (runtime.device == "auto" and gpus_there)
-    gpus = distributed.gpus if distributed.gpus is not None else float(on_gpu)
-    if gpus and not on_gpu:
-        raise UserError(
-            f"distributed.gpus is {gpus:g}, but the training is on the CPU (runtime.device={runtime.device}, "
-            f"{'GPUs' if gpus_there else 'no GPU'} there); set distributed.gpus=0"
-        )
-    if 0 < gpus < 1 and distributed.workers > 1:
-        raise UserError(
-            f"distributed.gpus is {gpus:g}: two workers of one training cannot share a GPU (NCCL refuses it); set it "
-            "to 1, and distributed.workers to the number of GPUs"
-        )
-    return {"CPU": distributed.cpus} | ({"GPU": gpus} if gpus else {})
-
-
-def _check_room(
-    distributed: DistributedSettings, resources: Mapping[str, float], nodes: list[dict[str, float]], where: str
-) -> None:
-    """Raise UserError where fewer workers fit into the nodes than the training goes on with."""
-    room = sum(int(min(node.get(name, 0.0) / need + 1e-9 for name, need in resources.items())) for node in nodes)
-    needed = distributed.min_workers or distributed.workers
-    if room >= needed:
-        return
-    each = " and ".join(f"{need:g} {name}" for name, need in resources.items())
-    there = ", ".join(
-        " and ".join(f"{node.get(name, 0.0):g} {name}" for name in resources) for node in nodes if node.get("CPU")
-    )
-    key = "min_workers" if distributed.min_workers else "workers"
-    raise UserError(
-        f"distributed.{key} is {needed} at {each} each, but {where} has room for {room} ({there or 'no CPU'}); lower "
-        f"distributed.{key}" + ("" if "GPU" in resources else ", or distributed.cpus (0.5: two workers share a core)")
-    )
-
-
-def _check_address(address: str) -> None:
-    """Raise UserError where no Ray cluster can be joined at `address`, in at most half a minute."""
-    found = re.fullmatch(r"([\w.-]+|\[[0-9a-fA-F:]+\]):(\d{1,5})", address)
-    if not found:
-        raise UserError(f"--address is '{address}'; give HOST:PORT of the cluster's head, such as 10.0.0.1:6379")
-    try:
-        socket.create_connection((found[1].strip("[]"), int(found[2])), REACH_SECONDS).close()
-    except (OSError, OverflowError) as error:
-        raise UserError(
-            f"nothing answers at --address {address} ({error}); is the cluster up (ray status), and is this its port?"
-        ) from error
-    # In a process of its own: at a wrong address Ray tries for minutes, and nothing can stop it.
-    program = "import ray, sys; ray.init(sys.argv[1], log_to_driver=False, logging_level='ERROR')"
-    try:
-        probe = subprocess.run(
-            [sys.executable, "-c", program, address], capture_output=True, text=True, timeout=JOIN_SECONDS, check=False
-        )
-        failed, said = probe.returncode != 0, probe.stderr
-    except subprocess.TimeoutExpired as late:
-        failed, said = True, (late.stderr or b"").decode(errors="replace")
-    if not failed:
-        return
-    if "AuthenticationError" in said or "InvalidAuthToken" in said:
-        raise UserError(
-            f"the cluster at {address} asks for another token than this process has: set RAY_AUTH_MODE=token and "
-            "RAY_AUTH_TOKEN_PATH to the file with the cluster's token"
-        )
-    last = next((line for line in reversed(said.splitlines()) if "Error: " in line), "it does not answer as Ray does")
-    raise UserError(
-        f"the Ray cluster at {address} cannot be joined: {last}. Give the address of its head, and run this on one of "
-        "its nodes with the same versions of Python and Ray"
-    )
 
 
 def _unset(variables: Mapping[str, str]) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""What runs inside the workers of a training, and beside Ray Train's controller. Imports Ray: import it late.
+"""What runs inside each worker of a training. Imports Ray at its top: import it late.
 
 Ray Train runs the training in a thread of the worker and keeps the process's main thread for itself, where alone
 Python delivers signals. So SIGTERM is taken there, before the training begins, and asked for in the training's loop.
@@ -17,12 +17,10 @@ import ray.train
 import ray.train.torch
 from ray.actor import ActorHandle
 from ray.exceptions import RayActorError, RayError
-from ray.train import UserCallback
-from ray.train.torch import TorchConfig
 from ray.train.v2._internal.execution.context import get_train_context
 
 from hydramix_dist.errors import Interrupted, UserError
-from hydramix_dist.orchestration.desk import Failure, Worker
+from hydramix_dist.orchestration.desk import Worker
 from hydramix_dist.orchestration.tasks import Task
 from hydramix_dist.store import Store
 from hydramix_dist.training.loop import NonFiniteLossError, prepare_device
@@ -43,14 +41,16 @@ class Order:
 
 
 class LeavingError(RayActorError):  # type: ignore[misc]
-    """A worker was asked to leave and has saved. To Ray a preemption: it begins anew and counts no failure."""
+    """This worker, or another one, had to leave, and all is saved. To Ray a preemption: no failure, it begins anew."""
 
-    def __init__(self, text: str) -> None:
-        super().__init__(error_msg=text, preempted=True)
+    def __init__(self, reason: str | None) -> None:
+        """Take why this worker had to; None: another one had to."""
+        super().__init__(error_msg=reason or "left with another worker", preempted=True)
+        self.own = reason is not None
 
 
 def train(order: Order) -> dict[str, Any]:
-    """Return the task's result, on each worker. Raises what Ray Train then reports by `Reporter`."""
+    """Return the task's result, on each worker. What it raises goes through `Reporter`, and may be tried again."""
     context = ray.train.get_context()
     rank, of = context.get_world_rank(), context.get_world_size()
     ray.get(order.desk.join.remote(_describe(rank, of)))
@@ -61,7 +61,7 @@ def train(order: Order) -> dict[str, Any]:
     except Interrupted as error:
         if ray.get(order.desk.end.remote(error)):
             raise
-        raise LeavingError(_why_leaving() or "left with the others") from error
+        raise LeavingError(_why_leaving()) from error
     except (UserError, NonFiniteLossError) as error:  # would happen again
         ray.get(order.desk.end.remote(error))
         raise
@@ -146,7 +146,8 @@ class _Warnings(logging.Handler):
 
     def taken(self) -> list[str]:
         """Return the texts since the last call."""
-        texts, self._texts = self._texts, []
+        with self.lock:  # type: ignore[union-attr]  # every handler has one, and emits under it
+            texts, self._texts = self._texts, []
         return texts
 
 
@@ -163,7 +164,7 @@ def _why_leaving() -> str | None:
     return None
 
 
-def _heed_sigterm() -> None:
+def heed_sigterm() -> None:
     """Take SIGTERM as the request to save and leave while the training is at work; asked twice, leave at once."""
     before = signal.getsignal(signal.SIGTERM)
 
@@ -174,54 +175,3 @@ def _heed_sigterm() -> None:
             before(number, frame)
 
     signal.signal(signal.SIGTERM, note)
-
-
-_TorchBackend: Any = TorchConfig().backend_cls
-
-
-class _Backend(_TorchBackend):  # type: ignore[misc]
-    """Brings the workers together by `torch.distributed`, in each one's main thread."""
-
-    def on_start(self, worker_group: Any, backend_config: Any) -> None:
-        worker_group.execute(_heed_sigterm)
-        super().on_start(worker_group, backend_config)
-
-    def on_shutdown(self, worker_group: Any, backend_config: Any) -> None:
-        """Do nothing: the processes end now, and to take leave of a dead one would only take time."""
-
-
-class Together(TorchConfig):  # type: ignore[misc]
-    """`torch.distributed` between the workers, over `backend` nccl or gloo."""
-
-    @property
-    def backend_cls(self) -> Any:
-        """Return the backend."""
-        return _Backend
-
-
-# --- beside the controller ---
-
-
-class Reporter(UserCallback):  # type: ignore[misc]
-    """Leaves word of failed workers, and keeps Ray from starting workers again for what has ended for good."""
-
-    def __init__(self, desk: ActorHandle) -> None:
-        self._desk = desk
-
-    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-        """Take what the controller found. Raises RuntimeError, which ends the controller, where no more is to come."""
-        failures = {rank: _failure(error) for rank, error in worker_exceptions.items()}
-        if ray.get(self._desk.lose.remote(failures)):
-            raise RuntimeError("the training has ended")
-
-
-def _failure(error: Exception) -> Failure:
-    cause = getattr(error, "health_check_failure", error)  # Ray's word for a worker that answers no more
-    if isinstance(cause, LeavingError):
-        return Failure(1 if "others" in str(cause) else 0, str(cause))
-    if isinstance(cause, RayActorError):
-        gone = "its node has died" in str(cause)
-        return Failure(0, "was lost with its node" if gone else "was killed, or crashed (often: memory ran out)")
-    if "by peer" in str(cause):  # gloo's word where another worker has gone
-        return Failure(2, "lost the connection to another worker")
-    return Failure(2, f"failed: {type(cause).__name__}: {str(cause).strip()[:300]}")

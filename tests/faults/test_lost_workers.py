@@ -4,9 +4,11 @@ One Ray cluster on this machine serves all tests: a head without CPUs, where the
 """
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -74,12 +76,15 @@ def nodes() -> Iterator[Nodes]:
         patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, sys.path)))
         from ray.cluster_utils import Cluster
 
-        head = {"num_cpus": 0, "object_store_memory": MEMORY, "include_dashboard": False, "_system_config": QUICKLY}
-        cluster = Cluster(initialize_head=True, head_node_args=head)
-        try:
-            yield Nodes(cluster)
-        finally:
-            cluster.shutdown()
+        with tempfile.TemporaryDirectory(
+            dir="/tmp", ignore_cleanup_errors=True
+        ) as folder:  # its sockets' paths are short
+            head = {"num_cpus": 0, "object_store_memory": MEMORY, "include_dashboard": False, "temp_dir": folder}
+            cluster = Cluster(initialize_head=True, head_node_args=head | {"_system_config": QUICKLY})
+            try:
+                yield Nodes(cluster)
+            finally:
+                cluster.shutdown()
 
 
 def run(
@@ -215,25 +220,36 @@ drive(Job("classifier", Path(sys.argv[2]), "waits", rank=0))
 
 
 def test_driver_killed_and_the_same_command_again(
-    nodes: Nodes, undisturbed: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    undisturbed: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Here each command has a private Ray: it ends with its driver, hears this machine alone, and asks for a token."""
+    """Each command has a private Ray: it ends with its driver, hears this machine alone, and asks for a token."""
     job = Job("classifier", tmp_path / "run", "waits", rank=0)
     job.folder.mkdir()
     command = [sys.executable, "-c", DRIVER, str(TESTS), str(job.folder)]
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    driver = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    job.victim  # noqa: B018 - waits for it
-    family = psutil.Process(driver.pid).children(recursive=True)
-    abroad = {process.pid for process in family for port in listening(process) if not port.ip.endswith("127.0.0.1")}
-    assert abroad <= {job.victim.process}, "the meeting place of torch.distributed, with rank 0"
-    gcs = next(port for process in family if process.name() == "gcs_server" for port in listening(process))
-    with pytest.raises(UserError, match="another token"), ray_session(TWO, job.runtime, f"127.0.0.1:{gcs.port}"):
-        pass
-    driver.send_signal(signal.SIGKILL)
-    assert driver.communicate()[0] == ""
-    _, alive = psutil.wait_procs(family, timeout=10)
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as driver:
+        try:
+            worker = job.victim.process
+            family = psutil.Process(driver.pid).children(recursive=True)
+            abroad = {process.pid for process in family if any(not at_home(port) for port in listening(process))}
+            assert abroad <= {worker}, "the meeting place of torch.distributed, with rank 0"
+            gcs = next(process for process in family if process.name() == "gcs_server")
+            token = Path(gcs.environ()["RAY_AUTH_TOKEN_PATH"])
+            assert token.stat().st_mode & 0o777 == 0o600
+            # Else Ray takes 127.0.0.1 for this machine's address in its network.
+            monkeypatch.setenv("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+            with (
+                pytest.raises(UserError, match="another token"),
+                ray_session(TWO, job.runtime, f"127.0.0.1:{listening(gcs)[0].port}"),
+            ):
+                pass
+        finally:
+            driver.send_signal(signal.SIGKILL)
+        assert driver.communicate()[0] == ""
+    # Ray's two agents of a node, which do not train, take a minute.
+    _, alive = psutil.wait_procs([process for process in family if not process.name().endswith("Agent")], timeout=10)
     assert not alive, "nobody writes into the run folder any more"
+    shutil.rmtree(token.parent)
     assert images_of(committed(Store(job.folder))[-1]) == 16
 
     again = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, timeout=120)
@@ -246,3 +262,7 @@ def listening(process: psutil.Process) -> list[Any]:
     """Return the addresses at which a process takes connections."""
     connections = process.net_connections("tcp")
     return [connection.laddr for connection in connections if connection.status == psutil.CONN_LISTEN]
+
+
+def at_home(port: Any) -> bool:
+    return str(port.ip).removeprefix("::ffff:").startswith("127.")
