@@ -8,9 +8,11 @@ from hydramix_dist.cli.console import TrainingDisplay, error_console, print_json
 from hydramix_dist.cli.options import settings_file
 from hydramix_dist.config.load import build, dump, override, read_yaml
 from hydramix_dist.config.training import ClassifierTrainingSettings, GeneratorTrainingSettings
+from hydramix_dist.orchestration.account import WorkersLostError
 from hydramix_dist.orchestration.train import TrainSettings, train
 from hydramix_dist.store import Store
 from hydramix_dist.store.run import digest
+from hydramix_dist.training.loop import NonFiniteLossError
 
 _MODELS: dict[str, type[TrainSettings]] = {
     "generator": GeneratorTrainingSettings,
@@ -27,7 +29,7 @@ def train_command(
     out: str | None,
     json_: bool,
 ) -> int:
-    """Train one model and show what came of it; return 0."""
+    """Train one model and show what came of it; return 0, or 1 where the training failed."""
     path = settings_file("CONFIG", kind, config)
     if workers is not None:
         assignments = [*assignments, f"distributed.workers={workers}"]
@@ -39,8 +41,12 @@ def train_command(
     store = Store(out or _default_out(kind, config, settings))
     console = error_console()
     console.print(f"writing to {store.url}", highlight=False, markup=False, soft_wrap=True)
-    with TrainingDisplay(console) as display:
-        result = train(settings, store, address, display)
+    try:
+        with TrainingDisplay(console) as display:
+            result = train(settings, store, address, display)
+    except (NonFiniteLossError, WorkersLostError) as error:
+        console.print(f"failed: {error}", highlight=False, markup=False, soft_wrap=True)
+        return 1
     if json_:
         print_json(json.dumps({"run": store.url, "kind": kind, **result}))
     else:

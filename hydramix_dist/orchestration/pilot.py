@@ -61,7 +61,7 @@ def run_pilot(
     another process is running in it.
     """
     check_source(source, out)
-    check_workers(settings.distributed, settings.runtime, _lengths(settings))
+    check_workers(settings.distributed, settings.runtime, _lengths(settings), address)
     with exclusively(out):
         facts = environment.facts(settings.runtime, prepare_device(settings.runtime))
         dataset = open_data(source, out, display)

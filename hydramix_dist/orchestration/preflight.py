@@ -8,6 +8,7 @@ from collections.abc import Mapping
 
 from hydramix_dist.config.distributed import DistributedSettings
 from hydramix_dist.config.schema import RuntimeSettings
+from hydramix_dist.data.pool import usable_cores
 from hydramix_dist.errors import UserError
 
 REACH_SECONDS = 5.0  # for the cluster's head to take a connection
@@ -50,8 +51,18 @@ def check_room(
     )
 
 
-def check_address(address: str) -> None:
-    """Raise UserError where no Ray cluster can be joined at `address`, in at most half a minute."""
+def check_this_machine(distributed: DistributedSettings, runtime: RuntimeSettings) -> dict[str, float]:
+    """Return what a worker reserves here. Raises UserError where the workers do not fit into this machine."""
+    import torch
+
+    here = {"CPU": float(usable_cores()), "GPU": float(torch.cuda.device_count())}
+    resources = reserved(distributed, runtime, gpus_there=here["GPU"] > 0)
+    check_room(distributed, resources, [here], "this machine")
+    return resources
+
+
+def check_answers(address: str) -> None:
+    """Raise UserError where nothing takes a connection at `address`, in a few seconds."""
     found = re.fullmatch(r"([\w.-]+|\[[0-9a-fA-F:]+\]):(\d{1,5})", address)
     if not found or int(found[2]) > 65535:
         raise UserError(f"--address is '{address}'; give HOST:PORT of the cluster's head, such as 10.0.0.1:6379")
@@ -61,6 +72,11 @@ def check_address(address: str) -> None:
         raise UserError(
             f"nothing answers at --address {address} ({error}); is the cluster up (ray status), and is this its port?"
         ) from error
+
+
+def check_address(address: str) -> None:
+    """Raise UserError where no Ray cluster can be joined at `address`, in at most half a minute."""
+    check_answers(address)
     # In processes of their own: where an address or a token is wrong Ray tries for minutes, and nothing can stop it.
     trouble = _trial("-m", "ray.scripts.scripts", "health-check", "--address", address)
     if trouble is not None and ("AuthenticationError" in trouble or "InvalidAuthToken" in trouble):

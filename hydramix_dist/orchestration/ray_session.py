@@ -19,7 +19,7 @@ from typing import Any
 from hydramix_dist.config.distributed import DistributedSettings
 from hydramix_dist.config.schema import RuntimeSettings
 from hydramix_dist.data.pool import usable_cores
-from hydramix_dist.orchestration.preflight import check_address, check_room, reserved
+from hydramix_dist.orchestration.preflight import check_address, check_room, check_this_machine, reserved
 
 OBJECT_STORE_BYTES = 100 * 2**20  # trainings pass plain values alone; Ray would take 30 % of the memory
 
@@ -59,11 +59,7 @@ def ray_session(
 
 @contextlib.contextmanager
 def _private_ray(distributed: DistributedSettings, runtime: RuntimeSettings) -> Iterator[RaySession]:
-    import torch
-
-    here = {"CPU": float(usable_cores()), "GPU": float(torch.cuda.device_count())}
-    resources = reserved(distributed, runtime, gpus_there=here["GPU"] > 0)
-    check_room(distributed, resources, [here], "this machine")
+    resources = check_this_machine(distributed, runtime)
     # Sockets lie in it, and their paths may have 107 characters: a folder of the run's own would be too deep.
     folder = Path(tempfile.mkdtemp(prefix="hydramix-ray-", dir="/tmp"))
     session = RaySession(resources, logs=folder / "ray" / "session_latest" / "logs")

@@ -1,7 +1,6 @@
 """One training by itself: its images, its subset, its run folder; in this process or over several workers."""
 
 import contextlib
-import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -11,13 +10,15 @@ from hydramix_dist.config.distributed import DistributedSettings
 from hydramix_dist.config.schema import ArmSettings, RuntimeSettings
 from hydramix_dist.config.training import ClassifierTrainingSettings, GeneratorTrainingSettings
 from hydramix_dist.data.dataset import Dataset
-from hydramix_dist.errors import Interrupted, UserError
+from hydramix_dist.errors import UserError
 from hydramix_dist.models.trained import load_generator
+from hydramix_dist.orchestration.account import WorkersLostError
 from hydramix_dist.orchestration.display import Display
 from hydramix_dist.orchestration.images import check_source, open_data
 from hydramix_dist.orchestration.launch import launch
 from hydramix_dist.orchestration.plan import choose_test_rows, draw_rows
 from hydramix_dist.orchestration.pool import Ended, Stop
+from hydramix_dist.orchestration.preflight import check_answers, check_this_machine
 from hydramix_dist.orchestration.ray_session import RaySession, ray_session
 from hydramix_dist.orchestration.tasks import ClassifierTask, GeneratorTask, Task
 from hydramix_dist.store import Store
@@ -25,9 +26,9 @@ from hydramix_dist.store.run import check_same_run, exclusively, read_json, read
 from hydramix_dist.training.classifier import classifier_length
 from hydramix_dist.training.generator import generator_key, generator_length
 from hydramix_dist.training.length import Length
+from hydramix_dist.training.loop import NonFiniteLossError
 
 TrainSettings = GeneratorTrainingSettings | ClassifierTrainingSettings
-_log = logging.getLogger("hydramix")
 
 
 def train(settings: TrainSettings, out: Store, address: str | None, display: Display) -> dict[str, Any]:
@@ -37,7 +38,7 @@ def train(settings: TrainSettings, out: Store, address: str | None, display: Dis
     Raises Interrupted when asked to stop, UserError for bad input and for a folder that holds another run.
     """
     check_source(settings.data, out)
-    check_workers(settings.distributed, settings.runtime, [_length(settings)])
+    check_workers(settings.distributed, settings.runtime, [_length(settings)], address)
     with exclusively(out):
         dataset = open_data(settings.data, out, display)
         task = make_task(settings, dataset, out)
@@ -93,16 +94,18 @@ def _ended(
 ) -> Ended:
     try:
         result = launch(task, distributed, session, partial(progress, key), lambda: stop.requested)
-    except (UserError, Interrupted):
-        raise
-    except Exception as error:
-        _log.exception("%s failed", task.name)
-        return Ended(key, None, f"{type(error).__name__}: {error}")
+    except (WorkersLostError, NonFiniteLossError) as error:
+        return Ended(key, None, str(error))
     return Ended(key, result, None)
 
 
-def check_workers(distributed: DistributedSettings, runtime: RuntimeSettings, lengths: Iterable[Length]) -> None:
-    """Raise UserError where trainings of these lengths cannot be shared by the workers asked for."""
+def check_workers(
+    distributed: DistributedSettings, runtime: RuntimeSettings, lengths: Iterable[Length], address: str | None
+) -> None:
+    """Raise UserError where trainings of these lengths cannot be shared by the workers asked for.
+
+    All that can be told in seconds, for it is asked before images are imported.
+    """
     for length in lengths:
         length.passes(distributed.workers, runtime.micro_batch)
     if distributed.workers > 1 and runtime.compile:
@@ -111,6 +114,10 @@ def check_workers(distributed: DistributedSettings, runtime: RuntimeSettings, le
             "and DeepSpeed together are not tested)"
         )
     read_deepspeed(distributed.deepspeed)
+    if address is not None:
+        check_answers(address)
+    elif distributed.workers > 1:
+        check_this_machine(distributed, runtime)
 
 
 def finished_result(task: Task) -> dict[str, Any] | None:

@@ -104,6 +104,7 @@ def run(training: Training, context: Context, resumed: Checkpoint | None) -> Out
     saves = {round(length.steps * (i + 1) / context.runtime.checkpoints) for i in range(context.runtime.checkpoints)}
     meter = _Meter(context.recorder, first * length.batch)
     started, stopping = time.monotonic(), False
+    context.progress(first * length.batch, length.steps * length.batch)
 
     with _saving(context) as save:
         for step in range(first, length.steps):
