@@ -74,7 +74,7 @@ class Marked:
         return getattr(self.task, name)
 
     def run(self, progress: Callable[[int, int], None], should_stop: Callable[[], bool], group: Any) -> dict[str, Any]:
-        make = group.engine
+        make, begun = group.engine, False
         self._mark("begin", group.rank)
 
         def engine(*arguments: Any) -> Any:
@@ -83,7 +83,10 @@ class Marked:
             return made
 
         def step(images: int, total: int) -> None:
-            self._mark("step", group.rank, images)
+            nonlocal begun
+            if begun:  # the first word, before any step, says where the training goes on
+                self._mark("step", group.rank, images)
+            begun = True
             progress(images, total)
 
         group.engine = engine
