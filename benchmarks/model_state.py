@@ -161,12 +161,12 @@ def count_classifier(group: Group, ranks: int, network: str) -> Counted:
 
 def state_row(ranks: int, stage: int, name: str, counted: Counted, formula: scaling.State) -> dict[str, Any]:
     """Return a row of the table of bytes kept."""
-    parts_of = {key: f"{value / 1e6:.1f}" for key, value in asdict(counted.state).items()}
+    parts_of = {key: round(value / 1e6, 1) for key, value in asdict(counted.state).items()}
     return {"stage": stage, "model": name, "ranks": ranks, **parts_of} | {
-        "total": f"{counted.state.total / 1e6:.1f}",
-        "formula": f"{formula.total / 1e6:.1f}",
-        "ratio": f"{counted.state.total / formula.total:.3f}",
-        "own": f"{counted.own / 1e6:.1f}",
+        "total": round(counted.state.total / 1e6, 1),
+        "formula": round(formula.total / 1e6, 1),
+        "ratio": round(counted.state.total / formula.total, 3),
+        "own": round(counted.own / 1e6, 1),
     }
 
 
@@ -178,9 +178,9 @@ def traffic_row(stage: int, name: str, counted: Iterable[Counted], formula: floa
     return {
         "stage": stage,
         "step": name,
-        "sent": f"{sent / 1e6:.1f}",
-        "formula": f"{formula / 1e6:.1f}",
-        "ratio": f"{sent / formula:.3f}",
+        "sent": round(sent / 1e6, 1),
+        "formula": round(formula / 1e6, 1),
+        "ratio": round(sent / formula, 3),
         "calls": ", ".join(f"{n} {kind}" for kind, n in sorted(calls.items())),
     }
 

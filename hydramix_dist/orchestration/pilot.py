@@ -23,7 +23,7 @@ from hydramix_dist.orchestration.images import check_source, open_data
 from hydramix_dist.orchestration.plan import Plan, default_concurrency, make_plan
 from hydramix_dist.orchestration.pool import Ended, Stop, run_tasks
 from hydramix_dist.orchestration.tasks import ClassifierTask, GeneratorTask
-from hydramix_dist.orchestration.train import check_workers, run_distributed
+from hydramix_dist.orchestration.train import check_workers, run_distributed, starting
 from hydramix_dist.report.page import REPORT_FILE, write_report
 from hydramix_dist.report.sheets import Sheet
 from hydramix_dist.store import Store
@@ -132,6 +132,7 @@ def _carried_out(
 ) -> Iterator[Ended]:
     """Yield each training as it ends: several at a time in a process each, or one after another over many workers."""
     if settings.distributed.workers > 1 or address is not None:
+        display.say(starting(settings.distributed, address))
         return run_distributed(plan.tasks, plan.needs, settings.distributed, address, stop, display.progress)
     concurrent = settings.concurrent or default_concurrency(settings.runtime, usable_cores())
     return run_tasks(plan.tasks, plan.needs, concurrent, stop, display.progress)

@@ -12,7 +12,7 @@ from hydramix_dist.config.training import ClassifierTrainingSettings, GeneratorT
 from hydramix_dist.data.dataset import Dataset
 from hydramix_dist.errors import UserError
 from hydramix_dist.models.trained import load_generator
-from hydramix_dist.orchestration.account import WorkersLostError
+from hydramix_dist.orchestration.account import WorkersLostError, workers
 from hydramix_dist.orchestration.display import Display
 from hydramix_dist.orchestration.images import check_source, open_data
 from hydramix_dist.orchestration.launch import launch
@@ -52,6 +52,7 @@ def train(settings: TrainSettings, out: Store, address: str | None, display: Dis
         with Stop() as stop:
             if settings.distributed.workers == 1 and address is None:
                 return task.run(progress, lambda: stop.requested)
+            display.say(starting(settings.distributed, address))
             with ray_session(settings.distributed, settings.runtime, address) as session:
                 return launch(task, settings.distributed, session, progress, lambda: stop.requested)
 
@@ -118,6 +119,12 @@ def check_workers(
         check_answers(address)
     elif distributed.workers > 1:
         check_this_machine(distributed, runtime)
+
+
+def starting(distributed: DistributedSettings, address: str | None) -> str:
+    """Return what is said while nothing moves yet."""
+    where = "this machine" if address is None else f"the cluster at {address}"
+    return f"starting {workers(distributed.workers)} on {where}"
 
 
 def finished_result(task: Task) -> dict[str, Any] | None:
