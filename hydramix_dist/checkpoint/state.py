@@ -25,8 +25,11 @@ class EngineState:
 
     @classmethod
     def from_files(cls, files: Mapping[str, Mapping[str, Tensor]], name: str, step: int) -> "EngineState":
-        """Return the state whose two files hold these tensors."""
-        weights, flat = (files[file] for file in file_names(name))
+        """Return the state whose two files hold these tensors, names sorted.
+
+        safetensors gives them in another order in each process, and processes must gather them in the same one.
+        """
+        weights, flat = (dict(sorted(files[file].items())) for file in file_names(name))
         moments: dict[str, dict[str, Tensor]] = {}
         for key, tensor in flat.items():
             moment, parameter = key.split("/", 1)

@@ -170,9 +170,12 @@ class DeepSpeedEngine:
                 parameter.requires_grad_(False)
 
     def _moment_names(self) -> list[str]:
-        """Return the names of the optimizer's moments, none before its first step."""
+        """Return the names of the optimizer's moments, none before its first step.
+
+        Sorted: gathering is a collective, and the optimizer holds loaded moments in the order in which they were read.
+        """
         first: dict[str, Any] = next(iter(self._optimizer.state.values()), {})
-        return [name for name, value in first.items() if name != "step" and value is not None]
+        return sorted(name for name, value in first.items() if name != "step" and value is not None)
 
     def _moment(self, parameter: nn.Parameter, moment: str) -> Tensor:
         """Return one moment of one parameter, whole."""

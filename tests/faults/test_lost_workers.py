@@ -100,7 +100,7 @@ def run(
 
 @pytest.fixture(scope="module")
 def undisturbed(nodes: Nodes, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """The digests of the weights that two workers come to."""
+    """The digests of the weights, and of the optimizer's moments, that two workers come to."""
     nodes.have(2)
     job = Job("classifier", tmp_path_factory.mktemp("undisturbed"))
     seen: list[tuple[int, int]] = []
@@ -114,7 +114,11 @@ def undisturbed(nodes: Nodes, tmp_path_factory: pytest.TempPathFactory) -> dict[
 def weights(job: Job) -> dict[str, str]:
     checkpoint = load_newest(Store(job.folder))
     assert checkpoint is not None and checkpoint.images == 48, "each sample counts once"
-    return {name: weights_digest(state.weights) for name, state in checkpoint.engines.items()}
+    return {
+        f"{name} {what}": weights_digest(tensors)
+        for name, state in checkpoint.engines.items()
+        for what, tensors in {"weights": state.weights, **state.moments}.items()
+    }
 
 
 def said(caplog: pytest.LogCaptureFixture) -> str:

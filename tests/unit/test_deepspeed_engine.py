@@ -128,6 +128,22 @@ def assert_equal(state: EngineState | None, expected: EngineState | None) -> Non
         assert all(torch.equal(one[name], other[name]) for name in other)
 
 
+def reversed_on_rank_1(state: EngineState, stage: int) -> EngineState | None:
+    """Load a state, which rank 1 was given in another order, and gather it again."""
+    group = deepspeed(stage)
+    if group.rank == 1:
+        moments = {moment: dict(reversed(of_names.items())) for moment, of_names in reversed(state.moments.items())}
+        state = EngineState(dict(reversed(state.weights.items())), moments, state.step)
+    return group.engine(network(), ADAM, state).full_state()
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_state_read_in_another_order_on_one_rank_is_gathered_as_it_was(stage: int) -> None:
+    """As safetensors hands tensors out, in an order of each process's own; gathering is a collective."""
+    state = whole(train(Alone(CPU), ADAM))
+    assert_equal(ranks.run(2, reversed_on_rank_1, state, stage)[0], state)
+
+
 # ---- the same numbers
 
 CASES: dict[str, dict[str, Any]] = {
