@@ -9,11 +9,11 @@ from rich.table import Table
 
 from hydramix_dist.cli.console import LiveDisplay, error_console, print_json
 from hydramix_dist.cli.options import settings_file, whole_numbers
-from hydramix_dist.config.load import build, dump, override, read_yaml
+from hydramix_dist.config.load import build, override, read_yaml
 from hydramix_dist.config.schema import GeneratorSettings, PilotSettings
 from hydramix_dist.errors import UserError, nearest
 from hydramix_dist.evaluation.results import PilotResults, load_results
-from hydramix_dist.orchestration.pilot import find_finished, read_stored, run_pilot
+from hydramix_dist.orchestration.pilot import find_finished, read_stored, run_pilot, what_is_compared
 from hydramix_dist.store import Store
 from hydramix_dist.store.run import digest
 
@@ -36,12 +36,13 @@ def pilot_command(
     if resume:
         if out is None:
             raise UserError("--resume needs --out, the folder of the pilot to go on with")
-        if (data, shots, seeds, arms, mix, workers) != (None,) * 6 or assignments:
+        if (data, shots, seeds, arms, mix) != (None,) * 5 or assignments:
             raise UserError(
-                "--resume takes data and settings from --out; leave away all but --out, --address and --json"
+                "--resume takes data and settings from --out; leave away all but --out, --workers, --address and --json"
             )
         store = Store(out)
         tree, preset_name, data = read_stored(store)
+        tree = override(tree, [] if workers is None else [f"distributed.workers={workers}"])
         settings = build(PilotSettings, tree, store.path("run.json"))
     else:
         if workers is not None:
@@ -137,7 +138,7 @@ def _default_out(data: str | None, preset: str, settings: PilotSettings) -> str:
     """Return a folder that the same call finds again and another call does not meet."""
     name = "photo-patches" if data is None else Path(data).name.partition(".")[0]
     label = Path(preset).name.partition(".")[0]
-    return f"runs/{label}-{name}-{digest([data, dump(settings)])[:8]}"
+    return f"runs/{label}-{name}-{digest([data, what_is_compared(settings)])[:8]}"
 
 
 def _show(results: PilotResults, store: Store, json_: bool) -> int:

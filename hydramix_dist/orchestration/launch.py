@@ -18,6 +18,7 @@ from hydramix_dist.orchestration.desk import Desk
 from hydramix_dist.orchestration.ray_session import RaySession
 from hydramix_dist.orchestration.tasks import Task
 from hydramix_dist.store import Store
+from hydramix_dist.store.run import mark_failed
 
 LOOK_SECONDS = 0.25  # between two looks at the desk
 
@@ -40,7 +41,8 @@ def launch(
     # On the driver's node: it must not be lost with that of a worker.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     desk = ray.remote(Desk).options(num_cpus=0, scheduling_strategy=here).remote()
-    account = Account(Store(task.folder_url), distributed)
+    store = Store(task.folder_url)
+    account = Account(store, distributed)
     try:
         run = _in_thread(_trainer(task, distributed, session, desk).fit)
         done = False
@@ -52,11 +54,15 @@ def launch(
                 progress(*news.progress)
             account.take(news)
             if stop and not news.working and news.ending is None:
-                raise Interrupted("stopped; everything so far is saved, the same command goes on from there")
+                raise Interrupted("stopped; the same command goes on from the last checkpoint")
         session.keep_logs = session.keep_logs or bool(account.losses)
         if news.ending is not None:
             raise news.ending
         return _result(run, account, distributed, session)
+    except WorkersLostError as lost:
+        if store.exists("run.json"):
+            mark_failed(store, str(lost))
+        raise
     finally:
         ray.kill(desk)
 
@@ -75,7 +81,7 @@ def _trainer(task: Task, distributed: DistributedSettings, session: RaySession, 
     elastic = distributed.min_workers is not None
     return TorchTrainer(
         train,
-        train_loop_config=Order(task, read_deepspeed(distributed.deepspeed), desk, marker),
+        train_loop_config=Order(task, read_deepspeed(distributed.deepspeed), desk, marker, on_gpu),
         torch_config=Together(backend="nccl" if on_gpu else "gloo"),
         scaling_config=ScalingConfig(
             num_workers=(distributed.min_workers, distributed.workers) if elastic else distributed.workers,

@@ -23,7 +23,7 @@ from hydramix_dist.orchestration.images import check_source, open_data
 from hydramix_dist.orchestration.plan import Plan, default_concurrency, make_plan
 from hydramix_dist.orchestration.pool import Ended, Stop, run_tasks
 from hydramix_dist.orchestration.tasks import ClassifierTask, GeneratorTask
-from hydramix_dist.orchestration.train import check_workers, run_distributed, starting
+from hydramix_dist.orchestration.train import check_workers, run_distributed
 from hydramix_dist.report.page import REPORT_FILE, write_report
 from hydramix_dist.report.sheets import Sheet
 from hydramix_dist.store import Store
@@ -66,7 +66,7 @@ def run_pilot(
         facts = environment.facts(settings.runtime, prepare_device(settings.runtime))
         dataset = open_data(source, out, display)
         plan = make_plan(settings, dataset, out)  # before the folder is taken: what is refused here leaves it free
-        identity = {"data": dataset.fingerprint, "settings": dump(settings)}
+        identity = {"data": dataset.fingerprint, "settings": what_is_compared(settings)}
         folder = RunFolder.begin(out, "pilot", identity, facts | {"preset": preset, "source": source})
         results: dict[str, dict[str, Any]] = {}
         try:
@@ -132,8 +132,7 @@ def _carried_out(
 ) -> Iterator[Ended]:
     """Yield each training as it ends: several at a time in a process each, or one after another over many workers."""
     if settings.distributed.workers > 1 or address is not None:
-        display.say(starting(settings.distributed, address))
-        return run_distributed(plan.tasks, plan.needs, settings.distributed, address, stop, display.progress)
+        return run_distributed(plan.tasks, plan.needs, settings.distributed, address, stop, display)
     concurrent = settings.concurrent or default_concurrency(settings.runtime, usable_cores())
     return run_tasks(plan.tasks, plan.needs, concurrent, stop, display.progress)
 
@@ -219,8 +218,14 @@ def find_finished(out: Store, source: str | None, settings: PilotSettings) -> bo
     ):
         return False
     record = read_run(out)
-    same = record["identity"].get("settings") == json.loads(json.dumps(dump(settings)))
+    same = record["identity"].get("settings") == what_is_compared(settings)
     return bool(same and record["facts"].get("source") == source and read_status(out).get("state") == "succeeded")
+
+
+def what_is_compared(settings: PilotSettings) -> dict[str, Any]:
+    """Return the settings that make a pilot this one: all but how many workers and trainings share a machine."""
+    tree: dict[str, Any] = json.loads(json.dumps(dump(settings)))
+    return {key: value for key, value in tree.items() if key not in ("distributed", "concurrent")}
 
 
 def read_stored(out: Store) -> tuple[Mapping[str, Any], str | None, str | None]:

@@ -1,5 +1,6 @@
 """What is refused before Ray is started or joined: workers that do not fit, addresses that lead nowhere."""
 
+import os
 import re
 import socket
 import subprocess
@@ -12,7 +13,7 @@ from hydramix_dist.data.pool import usable_cores
 from hydramix_dist.errors import UserError
 
 REACH_SECONDS = 5.0  # for the cluster's head to take a connection
-TRIAL_SECONDS = 12.0  # for each of two trials: all in all an answer comes within half a minute
+TRIAL_SECONDS = 10.0  # for each of two trials: all in all an answer comes within half a minute
 
 
 def reserved(distributed: DistributedSettings, runtime: RuntimeSettings, *, gpus_there: bool) -> dict[str, float]:
@@ -24,6 +25,8 @@ def reserved(distributed: DistributedSettings, runtime: RuntimeSettings, *, gpus
             f"distributed.gpus is {gpus:g}, but the training is on the CPU (runtime.device={runtime.device}, "
             f"{'GPUs' if gpus_there else 'no GPU'} there); set distributed.gpus=0"
         )
+    if on_gpu and not gpus:
+        raise UserError("distributed.gpus is 0 for a training on GPUs; set runtime.device=cpu to train on CPUs")
     if 0 < gpus < 1 and distributed.workers > 1:
         raise UserError(
             f"distributed.gpus is {gpus:g}: two workers of one training cannot share a GPU (NCCL refuses it); set it "
@@ -61,22 +64,14 @@ def check_this_machine(distributed: DistributedSettings, runtime: RuntimeSetting
     return resources
 
 
-def check_answers(address: str) -> None:
-    """Raise UserError where nothing takes a connection at `address`, in a few seconds."""
-    found = re.fullmatch(r"([\w.-]+|\[[0-9a-fA-F:]+\]):(\d{1,5})", address)
-    if not found or int(found[2]) > 65535:
-        raise UserError(f"--address is '{address}'; give HOST:PORT of the cluster's head, such as 10.0.0.1:6379")
+def check_address(address: str) -> None:
+    """Raise UserError where no Ray cluster can be joined at `address`, in at most half a minute."""
     try:
-        socket.create_connection((found[1].strip("[]"), int(found[2])), REACH_SECONDS).close()
+        socket.create_connection(_host_and_port(address), REACH_SECONDS).close()
     except OSError as error:
         raise UserError(
             f"nothing answers at --address {address} ({error}); is the cluster up (ray status), and is this its port?"
         ) from error
-
-
-def check_address(address: str) -> None:
-    """Raise UserError where no Ray cluster can be joined at `address`, in at most half a minute."""
-    check_answers(address)
     # In processes of their own: where an address or a token is wrong Ray tries for minutes, and nothing can stop it.
     trouble = _trial("-m", "ray.scripts.scripts", "health-check", "--address", address)
     if trouble is not None and ("AuthenticationError" in trouble or "InvalidAuthToken" in trouble):
@@ -97,11 +92,23 @@ def check_address(address: str) -> None:
         )
 
 
+def _host_and_port(address: str) -> tuple[str, int]:
+    found = re.fullmatch(r"([\w.-]+|\[[0-9a-fA-F:]+\]):(\d{1,5})", address)
+    if not found or int(found[2]) > 65535:
+        raise UserError(f"--address is '{address}'; give HOST:PORT of the cluster's head, such as 10.0.0.1:6379")
+    return found[1].strip("[]"), int(found[2])
+
+
 def _trial(*arguments: str) -> str | None:
     """Return None where a Python process with these arguments comes to a good end, else what it said last."""
     try:
         done = subprocess.run(
-            [sys.executable, *arguments], capture_output=True, text=True, timeout=TRIAL_SECONDS, check=False
+            [sys.executable, *arguments],
+            capture_output=True,
+            text=True,
+            timeout=TRIAL_SECONDS,
+            check=False,
+            env={"RAY_AUTH_MODE": "disabled", **os.environ},
         )
     except subprocess.TimeoutExpired:
         return f"no answer in {TRIAL_SECONDS:.0f} s"

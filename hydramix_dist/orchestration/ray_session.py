@@ -19,7 +19,7 @@ from typing import Any
 from hydramix_dist.config.distributed import DistributedSettings
 from hydramix_dist.config.schema import RuntimeSettings
 from hydramix_dist.data.pool import usable_cores
-from hydramix_dist.orchestration.preflight import check_address, check_room, check_this_machine, reserved
+from hydramix_dist.orchestration.preflight import check_room, check_this_machine, reserved
 
 OBJECT_STORE_BYTES = 100 * 2**20  # trainings pass plain values alone; Ray would take 30 % of the memory
 
@@ -50,7 +50,8 @@ def ray_session(
     """Give a Ray with room for the workers while the block runs: a private one, or the cluster at `address`.
 
     The private one listens on the loopback interface alone, asks for a token, and ends with the block or the process.
-    Raises UserError where the workers do not fit, and where the cluster cannot be joined.
+    `address` has been through `check_address`: Ray itself tries a wrong one for minutes. Raises UserError where the
+    workers do not fit.
     """
     opened = _private_ray(distributed, runtime) if address is None else _joined_cluster(distributed, runtime, address)
     with opened as session:
@@ -95,15 +96,13 @@ def _private_ray(distributed: DistributedSettings, runtime: RuntimeSettings) -> 
 @contextlib.contextmanager
 def _joined_cluster(distributed: DistributedSettings, runtime: RuntimeSettings, address: str) -> Iterator[RaySession]:
     environment = _unset(_COMMON | {"RAY_AUTH_MODE": "disabled"})
-    with _environment(environment):
-        check_address(address)
-        with _started(address=address):
-            import ray
+    with _environment(environment), _started(address=address):
+        import ray
 
-            nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-            resources = reserved(distributed, runtime, gpus_there=any(node.get("GPU", 0) for node in nodes))
-            check_room(distributed, resources, nodes, f"the cluster at {address}")
-            yield RaySession(resources, logs=None)
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        resources = reserved(distributed, runtime, gpus_there=any(node.get("GPU", 0) for node in nodes))
+        check_room(distributed, resources, nodes, f"the cluster at {address}")
+        yield RaySession(resources, logs=None)
 
 
 @contextlib.contextmanager

@@ -7,6 +7,7 @@ from typing import Any
 
 from hydramix_dist.config.deepspeed import read_deepspeed
 from hydramix_dist.config.distributed import DistributedSettings
+from hydramix_dist.config.load import dump
 from hydramix_dist.config.schema import ArmSettings, RuntimeSettings
 from hydramix_dist.config.training import ClassifierTrainingSettings, GeneratorTrainingSettings
 from hydramix_dist.data.dataset import Dataset
@@ -18,11 +19,11 @@ from hydramix_dist.orchestration.images import check_source, open_data
 from hydramix_dist.orchestration.launch import launch
 from hydramix_dist.orchestration.plan import choose_test_rows, draw_rows
 from hydramix_dist.orchestration.pool import Ended, Stop
-from hydramix_dist.orchestration.preflight import check_answers, check_this_machine
+from hydramix_dist.orchestration.preflight import check_address, check_this_machine
 from hydramix_dist.orchestration.ray_session import RaySession, ray_session
 from hydramix_dist.orchestration.tasks import ClassifierTask, GeneratorTask, Task
 from hydramix_dist.store import Store
-from hydramix_dist.store.run import check_same_run, exclusively, read_json, read_status
+from hydramix_dist.store.run import check_same_run, exclusively, read_json, read_run, read_status
 from hydramix_dist.training.classifier import classifier_length
 from hydramix_dist.training.generator import generator_key, generator_length
 from hydramix_dist.training.length import Length
@@ -38,6 +39,7 @@ def train(settings: TrainSettings, out: Store, address: str | None, display: Dis
     Raises Interrupted when asked to stop, UserError for bad input and for a folder that holds another run.
     """
     check_source(settings.data, out)
+    _check_folder(settings, out)
     check_workers(settings.distributed, settings.runtime, [_length(settings)], address)
     with exclusively(out):
         dataset = open_data(settings.data, out, display)
@@ -52,7 +54,7 @@ def train(settings: TrainSettings, out: Store, address: str | None, display: Dis
         with Stop() as stop:
             if settings.distributed.workers == 1 and address is None:
                 return task.run(progress, lambda: stop.requested)
-            display.say(starting(settings.distributed, address))
+            display.say(_starting(settings.distributed, address))
             with ray_session(settings.distributed, settings.runtime, address) as session:
                 return launch(task, settings.distributed, session, progress, lambda: stop.requested)
 
@@ -63,7 +65,7 @@ def run_distributed(
     distributed: DistributedSettings,
     address: str | None,
     stop: Stop,
-    progress: Callable[[str, int, int], None],
+    display: Display,
 ) -> Iterator[Ended]:
     """Yield each task as it ends, one after another, each over all workers; a task whose need failed fails with it.
 
@@ -80,8 +82,10 @@ def run_distributed(
             elif result is not None:
                 ended[key] = Ended(key, result, None)
             else:
-                session = session or stack.enter_context(ray_session(distributed, task.runtime, address))
-                ended[key] = _ended(key, task, distributed, session, stop, progress)
+                if session is None:
+                    display.say(_starting(distributed, address))
+                    session = stack.enter_context(ray_session(distributed, task.runtime, address))
+                ended[key] = _ended(key, task, distributed, session, stop, display.progress)
             yield ended[key]
 
 
@@ -109,19 +113,19 @@ def check_workers(
     """
     for length in lengths:
         length.passes(distributed.workers, runtime.micro_batch)
-    if distributed.workers > 1 and runtime.compile:
+    if runtime.compile and (distributed.workers > 1 or address is not None):
         raise UserError(
-            f"runtime.compile is for one process; with {distributed.workers} workers set it to false (torch.compile "
-            "and DeepSpeed together are not tested)"
+            "runtime.compile is for one process with plain torch; set it to false (torch.compile and DeepSpeed "
+            "together are not tested)"
         )
     read_deepspeed(distributed.deepspeed)
     if address is not None:
-        check_answers(address)
+        check_address(address)
     elif distributed.workers > 1:
         check_this_machine(distributed, runtime)
 
 
-def starting(distributed: DistributedSettings, address: str | None) -> str:
+def _starting(distributed: DistributedSettings, address: str | None) -> str:
     """Return what is said while nothing moves yet."""
     where = "this machine" if address is None else f"the cluster at {address}"
     return f"starting {workers(distributed.workers)} on {where}"
@@ -139,6 +143,17 @@ def finished_result(task: Task) -> dict[str, Any] | None:
     if read_status(store).get("state") != "succeeded" or not store.exists("result.json"):
         return None
     return read_json(store, "result.json")
+
+
+def _check_folder(settings: TrainSettings, out: Store) -> None:
+    """Refuse, before images are imported, a folder of another run, and a generator that is not there."""
+    generator = isinstance(settings, GeneratorTrainingSettings)
+    inner = settings.generator if isinstance(settings, GeneratorTrainingSettings) else settings.classifier
+    if out.exists("run.json"):
+        known = {"seed": settings.seed, "settings": dump(inner)}
+        check_same_run(out, "generator" if generator else "classifier", read_run(out)["identity"] | known)
+    if isinstance(settings, ClassifierTrainingSettings) and settings.generator_run is not None:
+        load_generator(Store(settings.generator_run))
 
 
 def make_task(settings: TrainSettings, dataset: Dataset, out: Store) -> Task:

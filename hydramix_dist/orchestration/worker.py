@@ -15,6 +15,7 @@ from typing import Any
 import ray
 import ray.train
 import ray.train.torch
+import torch
 from ray.actor import ActorHandle
 from ray.exceptions import RayActorError, RayError
 from ray.train.v2._internal.execution.context import get_train_context
@@ -23,7 +24,7 @@ from hydramix_dist.errors import Interrupted, UserError
 from hydramix_dist.orchestration.desk import Worker
 from hydramix_dist.orchestration.tasks import Task
 from hydramix_dist.store import Store
-from hydramix_dist.training.loop import NonFiniteLossError, prepare_device
+from hydramix_dist.training.loop import NonFiniteLossError
 
 EXCHANGE_SECONDS = 0.25  # between two words with the driver
 _sigterm = threading.Event()
@@ -38,6 +39,7 @@ class Order:
     deepspeed: dict[str, Any]
     desk: ActorHandle
     marker: str  # a file in the run folder that the driver has written
+    on_gpu: bool  # as the driver has reserved
 
 
 class LeavingError(RayActorError):  # type: ignore[misc]
@@ -73,9 +75,9 @@ def _carry_out(order: Order, line: "_Line") -> dict[str, Any]:
     from hydramix_dist.training.deepspeed_engine import DeepSpeedGroup
 
     task = order.task
-    device = prepare_device(task.runtime)
-    if device.type == "cuda":
-        device = ray.train.torch.get_device()  # the one reserved for this worker
+    torch.set_num_threads(task.runtime.threads)
+    # Not what torch sees here: a worker without a GPU of its own may see one, and would meet the others on it.
+    device = ray.train.torch.get_device() if order.on_gpu else torch.device("cpu")
     if not Store(task.folder_url).exists(order.marker):
         raise UserError(
             f"the run folder {task.folder_url} is another one on node {socket.gethostname()} than where the command "

@@ -64,6 +64,11 @@ class RunFolder:
         self.store.put("status.json", _pretty(status))
 
 
+def mark_failed(store: Store, reason: str) -> None:
+    """Mark a run failed for those that cannot do it themselves any more."""
+    RunFolder(store, read_run(store), int(read_status(store).get("attempt", 0))).fail(reason)
+
+
 def check_same_run(store: Store, kind: str, identity: Mapping[str, Any]) -> dict[str, Any]:
     """Return `run.json` of a folder that holds this very run. Raises UserError where it holds another, or none."""
     old = read_run(store)

@@ -7,6 +7,7 @@ Legend: R ranks.
 """
 
 import contextlib
+import importlib.metadata
 import os
 import warnings
 from collections.abc import Iterator, Mapping
@@ -35,8 +36,9 @@ class DeepSpeedGroup:
 
     @property
     def description(self) -> dict[str, str | int]:
-        """Return the number of processes, and DeepSpeed with its stage."""
-        return {"workers": self.world_size, "engine": f"deepspeed-zero{self._config['zero_optimization']['stage']}"}
+        """Return the number of processes, and DeepSpeed with its stage and version."""
+        stage, version = self._config["zero_optimization"]["stage"], importlib.metadata.version("deepspeed")
+        return {"workers": self.world_size, "engine": f"deepspeed-zero{stage}", "deepspeed": version}
 
     def engine(self, module: nn.Module, optimizer: AdamSettings | SgdSettings, state: EngineState | None) -> Engine:
         """Return a DeepSpeed engine around a model that lies on the device, the same model on all ranks.

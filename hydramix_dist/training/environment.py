@@ -25,6 +25,7 @@ def facts(runtime: RuntimeSettings, device: torch.device) -> dict[str, Any]:
         "precision": runtime.precision,
         "channels_last": runtime.channels_last,
         "compile": runtime.compile,
+        "micro_batch": runtime.micro_batch,
     }
 
 

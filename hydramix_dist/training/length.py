@@ -48,8 +48,8 @@ class Length:
         if units < world_size:
             of_groups = f" (groups of {self.unit} are not divided)" if self.unit > 1 else ""
             raise UserError(
-                f"a batch of {self.batch} cannot be shared by {world_size} workers{of_groups}; use at most {units} "
-                f"workers, or a batch of {world_size * self.unit} or more"
+                f"a batch of {self.batch} cannot be shared by {world_size} workers{of_groups}; use at most {units}, "
+                f"or a batch of {world_size * self.unit} or more"
             )
         if micro_batch is None:
             return 1

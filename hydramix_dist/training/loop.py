@@ -178,20 +178,23 @@ def _saving(context: Context) -> Iterator[Callable[[Training, int, Mapping[str, 
     All ranks gather the full states, rank 0 writes them behind the training's back.
     """
     group = context.group
-    with Saver(context.store, context.runtime.keep) as saver:
+    try:
+        with Saver(context.store, context.runtime.keep) as saver:
 
-        def save(training: Training, images: int, counters: Mapping[str, Any], score: float | None) -> None:
-            began = time.monotonic()
-            on_first(group, saver.finish)  # before gathering: two whole states are never in memory at once
+            def save(training: Training, images: int, counters: Mapping[str, Any], score: float | None) -> None:
+                began = time.monotonic()
+                on_first(group, saver.finish)  # before gathering: two whole states are never in memory at once
+                _record_finished(saver, context)
+                gathered = {name: engine.full_state() for name, engine in training.engines.items()}
+                states = {name: state for name, state in gathered.items() if state is not None}
+                on_first(group, lambda: saver.save(images, states, counters, score))
+                context.recorder.record(images, {"checkpoint_stall_seconds": time.monotonic() - began})
+
+            yield save
+            on_first(group, saver.finish)
             _record_finished(saver, context)
-            gathered = {name: engine.full_state() for name, engine in training.engines.items()}
-            states = {name: state for name, state in gathered.items() if state is not None}
-            on_first(group, lambda: saver.save(images, states, counters, score))
-            context.recorder.record(images, {"checkpoint_stall_seconds": time.monotonic() - began})
-
-        yield save
-        on_first(group, saver.finish)
-        _record_finished(saver, context)
+    except FloatingPointError as error:  # weights that a finite loss with infinite gradients has spoilt
+        raise NonFiniteLossError(f"{error}; the checkpoint before it is good. A lower rate usually mends it") from error
 
 
 def _record_finished(saver: Saver, context: Context) -> None:

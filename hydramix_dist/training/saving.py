@@ -8,6 +8,8 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from types import TracebackType
 from typing import Any
 
+import torch
+
 from hydramix_dist import checkpoint
 from hydramix_dist.checkpoint import EngineState
 from hydramix_dist.store import Store
@@ -72,5 +74,9 @@ class Saver:
         self, images: int, states: Mapping[str, EngineState], counters: Mapping[str, Any], score: float | None
     ) -> tuple[int, float]:
         began = time.monotonic()
+        for engine, state in states.items():
+            for name, tensor in state.weights.items():
+                if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+                    raise FloatingPointError(f"{engine}: '{name}' is not finite after {images} images; not saved")
         checkpoint.save(self._store, images, states, counters, keep=self._keep, score=score)
         return images, time.monotonic() - began

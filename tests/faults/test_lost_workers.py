@@ -3,6 +3,7 @@
 One Ray cluster on this machine serves all tests: a head without CPUs, where the driver is, and nodes of one CPU each.
 """
 
+import json
 import os
 import shutil
 import signal
@@ -11,6 +12,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,9 @@ from hydramix_dist.checkpoint import load_newest, weights_digest
 from hydramix_dist.checkpoint.commit import committed, images_of
 from hydramix_dist.config.distributed import DistributedSettings
 from hydramix_dist.errors import Interrupted, UserError
+from hydramix_dist.orchestration.account import WorkersLostError
 from hydramix_dist.orchestration.launch import launch
+from hydramix_dist.orchestration.preflight import check_address
 from hydramix_dist.orchestration.ray_session import ray_session
 from hydramix_dist.store import Store
 
@@ -99,16 +103,21 @@ def run(
 
 
 @pytest.fixture(scope="module")
-def undisturbed(nodes: Nodes, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """The digests of the weights, and of the optimizer's moments, that two workers come to."""
-    nodes.have(2)
-    job = Job("classifier", tmp_path_factory.mktemp("undisturbed"))
-    seen: list[tuple[int, int]] = []
-    result = run(job, nodes, progress=lambda *report: seen.append(report))
-    assert result["images_seen"] == 48 and seen[-1] == (48, 48)
-    assert sorted((begun.rank, begun.of) for begun in job.attempts) == [(0, 2), (1, 2)]
-    assert len({begun.node for begun in job.attempts}) == 2, "spread"
-    return weights(job)
+def undisturbed(nodes: Nodes, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], dict[str, str]]:
+    """The digests of the weights, and of the optimizer's moments, that two workers come to, by kind of training."""
+
+    @lru_cache
+    def of(kind: str) -> dict[str, str]:
+        nodes.have(2)
+        job = Job(kind, tmp_path_factory.mktemp("undisturbed"))
+        seen: list[tuple[int, int]] = []
+        result = run(job, nodes, progress=lambda *report: seen.append(report))
+        assert result["images_seen"] == 48 and seen[-1] == (48, 48)
+        assert sorted((begun.rank, begun.of) for begun in job.attempts) == [(0, 2), (1, 2)]
+        assert len({begun.node for begun in job.attempts}) == 2, "spread"
+        return weights(job)
+
+    return of
 
 
 def weights(job: Job) -> dict[str, str]:
@@ -132,37 +141,51 @@ def beside(act: Callable[[], None]) -> threading.Thread:
 
 
 def test_worker_killed_in_mid_step(
-    nodes: Nodes, undisturbed: dict[str, str], tmp_path: Path, caplog: pytest.LogCaptureFixture
+    nodes: Nodes, undisturbed: Callable[[str], dict[str, str]], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     nodes.have(2)
-    job = Job("classifier", tmp_path, "killed")
+    job = Job("generator", tmp_path, "killed")
     run(job, nodes)
-    assert weights(job) == undisturbed
+    assert weights(job) == undisturbed(job.kind)
     assert f"worker 1 of 2 (process {job.victim.process} on " in said(caplog) and ") was killed" in said(caplog)
     assert Path(said(caplog).partition("(log: ")[2].partition(")")[0]).is_file()
     assert "going on with 2 workers, from the checkpoint after 16 images" in said(caplog)
 
 
+def test_worker_killed_once_too_often(nodes: Nodes, tmp_path: Path) -> None:
+    nodes.have(2)
+    job = Job("classifier", tmp_path, "killed")
+    with pytest.raises(
+        WorkersLostError, match=r"worker 1 of 2 .* was killed.* given up, for distributed.max_failures is 0"
+    ):
+        run(job, nodes, TWO.model_copy(update={"max_failures": 0}))
+    status = json.loads((tmp_path / "status.json").read_text())
+    assert status["state"] == "failed" and "was killed" in status["reason"]
+    assert images_of(committed(Store(job.folder))[-1]) == 16, "the last checkpoint stands"
+
+
 def test_worker_terminated(
-    nodes: Nodes, undisturbed: dict[str, str], tmp_path: Path, caplog: pytest.LogCaptureFixture
+    nodes: Nodes, undisturbed: Callable[[str], dict[str, str]], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """It saves before it leaves, and that is no failure."""
     nodes.have(2)
     job = Job("classifier", tmp_path, "terminated")
     run(job, nodes, TWO.model_copy(update={"max_failures": 0}))
-    assert weights(job) == undisturbed
+    assert weights(job) == undisturbed(job.kind)
     assert "was sent SIGTERM" in said(caplog)
     assert "going on with 2 workers, from the checkpoint after 24 images" in said(caplog), "the step of the signal"
 
 
-def test_node_lost(nodes: Nodes, undisturbed: dict[str, str], tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_node_lost(
+    nodes: Nodes, undisturbed: Callable[[str], dict[str, str]], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     """Another one takes its place."""
     nodes.have(3)
-    job = Job("classifier", tmp_path, "waits")
+    job = Job("generator", tmp_path, "waits")
     losing = beside(lambda: nodes.lose(job.victim.node))
     run(job, nodes)
     losing.join()
-    assert weights(job) == undisturbed
+    assert weights(job) == undisturbed(job.kind)
     assert "the node of worker 1, " in said(caplog) and ", was lost" in said(caplog)
     assert "going on with 2 workers, from the checkpoint after 16 images" in said(caplog)
 
@@ -186,7 +209,7 @@ def test_node_lost_for_good(nodes: Nodes, tmp_path: Path, caplog: pytest.LogCapt
 
 @pytest.mark.full
 def test_node_about_to_go(
-    nodes: Nodes, undisturbed: dict[str, str], tmp_path: Path, caplog: pytest.LogCaptureFixture
+    nodes: Nodes, undisturbed: Callable[[str], dict[str, str]], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The training is saved and moves away before."""
     nodes.have(3)
@@ -195,18 +218,18 @@ def test_node_about_to_go(
     run(job, nodes, TWO.model_copy(update={"max_failures": 0}))
     draining.join()
     nodes.lose(job.victim.node)
-    assert weights(job) == undisturbed
+    assert weights(job) == undisturbed(job.kind)
     assert "its node is about to go" in said(caplog)
     assert "going on with 2 workers, from the checkpoint after 24 images" in said(caplog)
 
 
-def test_stopped_and_gone_on_with(nodes: Nodes, undisturbed: dict[str, str], tmp_path: Path) -> None:
+def test_stopped_and_gone_on_with(nodes: Nodes, undisturbed: Callable[[str], dict[str, str]], tmp_path: Path) -> None:
     nodes.have(2)
     job = Job("classifier", tmp_path, "waits", rank=0)
     with pytest.raises(Interrupted, match="after 24 images"):
         run(job, nodes, should_stop=(tmp_path / "meets").exists)
     run(job, nodes)
-    assert weights(job) == undisturbed
+    assert weights(job) == undisturbed(job.kind)
 
 
 def test_bad_input_on_one_worker_ends_all(nodes: Nodes, tmp_path: Path) -> None:
@@ -223,15 +246,15 @@ import sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 from ray_jobs import Job, drive
-drive(Job("classifier", Path(sys.argv[2]), "waits", rank=0))
+drive(Job("generator", Path(sys.argv[2]), "waits", rank=0))
 """
 
 
 def test_driver_killed_and_the_same_command_again(
-    undisturbed: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    undisturbed: Callable[[str], dict[str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each command has a private Ray: it ends with its driver, hears this machine alone, and asks for a token."""
-    job = Job("classifier", tmp_path / "run", "waits", rank=0)
+    job = Job("generator", tmp_path / "run", "waits", rank=0)
     job.folder.mkdir()
     command = [sys.executable, "-c", DRIVER, str(TESTS), str(job.folder)]
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
@@ -246,11 +269,8 @@ def test_driver_killed_and_the_same_command_again(
             assert token.stat().st_mode & 0o777 == 0o600
             # Else Ray takes 127.0.0.1 for this machine's address in its network.
             monkeypatch.setenv("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
-            with (
-                pytest.raises(UserError, match="another token"),
-                ray_session(TWO, job.runtime, f"127.0.0.1:{listening(gcs)[0].port}"),
-            ):
-                pass
+            with pytest.raises(UserError, match="another token"):
+                check_address(f"127.0.0.1:{listening(gcs)[0].port}")
         finally:
             driver.send_signal(signal.SIGKILL)
         assert driver.communicate()[0] == ""
@@ -262,7 +282,7 @@ def test_driver_killed_and_the_same_command_again(
 
     again = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, timeout=120)
     assert again.stdout == ""
-    assert weights(job) == undisturbed
+    assert weights(job) == undisturbed(job.kind)
     assert not (tmp_path / "home").exists(), "nothing in ~/.ray"
 
 

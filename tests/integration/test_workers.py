@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -64,3 +65,26 @@ def test_train_over_two_workers_answers_and_leaves_nothing_behind(tmp_path: Path
     assert not list(home.rglob("*")), "neither a token nor anything else in the user's home"
     again = tiny.hydramix("train", "generator", config, "--out", tmp_path / "g", "--json")
     assert json.loads(again.stdout) == answer
+
+
+@pytest.mark.usefixtures("environment")
+def test_command_over_two_workers_stopped_goes_on(tmp_path: Path, data_url: str) -> None:
+    """By Ctrl-C, which the whole group of processes hears, and typed again."""
+    config, run = tmp_path / "generator.yaml", tmp_path / "g"
+    generator = CALM["generators"]["hydramix"] | {"images": 4000}
+    tree = {"data": data_url, "shots": 3, "generator": generator, **HALF}
+    config.write_text(yaml.safe_dump(tree | {"runtime": tiny.PILOT["runtime"] | {"checkpoints": 40}}))
+    command = tiny.start_hydramix("train", "generator", config, "--out", run)
+    tiny.wait_for(lambda: any(run.glob("checkpoints/*/manifest.json")), seconds=120)
+    os.killpg(command.pid, signal.SIGINT)
+    said = command.communicate(timeout=60)
+    assert command.returncode == 130 and "stopped after" in said[1] and said[0] == "", said
+    stopped = load_newest(Store(run))
+    assert stopped is not None and 0 < stopped.images < 4000
+    assert json.loads((run / "status.json").read_text())["state"] == "failed"
+    done = tiny.hydramix("train", "generator", config, "--out", run, "--json")
+    assert json.loads(done.stdout)["images_seen"] == 4000
+    finished = load_newest(Store(run))
+    assert finished is not None and finished.engines["generator"].step == 1000
+    for state in finished.engines.values():
+        assert all(bool((moment >= 0).all()) for moment in state.moments["exp_avg_sq"].values())

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import tiny
+from ray_jobs import Job
 
 from hydramix_dist.config.distributed import DistributedSettings
 from hydramix_dist.config.schema import RuntimeSettings
@@ -32,8 +33,11 @@ def refused(
     distributed: DistributedSettings, address: str | None = None, runtime: RuntimeSettings = tiny.RUNTIME
 ) -> str:
     began = time.monotonic()
-    with pytest.raises(UserError) as refusal, ray_session(distributed, runtime, address):
-        pass
+    with pytest.raises(UserError) as refusal:
+        if address is not None:
+            preflight.check_address(address)
+        with ray_session(distributed, runtime, address):
+            pass
     assert time.monotonic() - began < 30
     ray = sys.modules.get("ray")
     assert ray is None or not ray.is_initialized()
@@ -79,7 +83,6 @@ def test_room_for_gpus() -> None:
         ("auto", None, False, {"CPU": 1.0}),
         ("auto", None, True, GPU),
         ("cuda", None, True, GPU),
-        ("auto", 0.0, True, {"CPU": 1.0}),
     ],
 )
 def test_what_a_worker_reserves(device: str, gpus: float | None, there: bool, expected: dict[str, float]) -> None:
@@ -88,7 +91,12 @@ def test_what_a_worker_reserves(device: str, gpus: float | None, there: bool, ex
 
 
 @pytest.mark.parametrize(
-    ("device", "gpus", "words"), [("cpu", 1.0, "training is on the CPU"), ("auto", 0.5, "cannot share a GPU")]
+    ("device", "gpus", "words"),
+    [
+        ("cpu", 1.0, "training is on the CPU"),
+        ("auto", 0.5, "cannot share a GPU"),
+        ("auto", 0.0, "set runtime.device=cpu"),
+    ],
 )
 def test_gpus_that_make_no_sense(device: str, gpus: float, words: str) -> None:
     runtime = RuntimeSettings.model_validate({"device": device})
@@ -213,3 +221,15 @@ def test_account_of_waiting(tmp_path: Path, caplog: pytest.LogCaptureFixture, mo
     take(account, working=True)
     with pytest.raises(WorkersLostError, match="no room for 2 workers"):
         take(account, working=False)
+
+
+# ---- a worker
+
+
+def test_worker_that_sees_another_folder_says_so(tmp_path: Path) -> None:
+    from hydramix_dist.orchestration import worker as worker_module
+
+    job = Job("classifier", tmp_path)
+    order = worker_module.Order(job, {}, None, marker="ray/run/.validate_storage_marker", on_gpu=False)
+    with pytest.raises(UserError, match=f"the run folder {tmp_path} is another one on node .* that all nodes share"):
+        worker_module._carry_out(order, None)

@@ -55,9 +55,9 @@ def test_no_micro_batch_is_one_pass() -> None:
 
 
 def test_batch_below_the_workers_is_refused_with_the_nearest_values() -> None:
-    with pytest.raises(UserError, match=r"batch of 3 cannot be shared by 4 workers; use at most 3 .* or a batch of 4"):
+    with pytest.raises(UserError, match=r"batch of 3 cannot be shared by 4 workers; use at most 3, or a batch of 4"):
         Length(100, 3).passes(4, None)
-    with pytest.raises(UserError, match=r"batch of 8 .*groups of 4 are not divided.* at most 2 workers, .* of 12 or"):
+    with pytest.raises(UserError, match=r"batch of 8 .*groups of 4 are not divided.* at most 2, or a batch of 12 or"):
         Length(100, 8, unit=4).pieces(0, 0, 3, None)
 
 

@@ -14,6 +14,7 @@ from hydramix_dist.config.schema import PilotSettings, RuntimeSettings
 from hydramix_dist.data.dataset import Dataset
 from hydramix_dist.data.importer import import_dataset
 from hydramix_dist.errors import UserError
+from hydramix_dist.orchestration.pilot import what_is_compared
 from hydramix_dist.orchestration.plan import Plan, choose_test_rows, default_concurrency, make_plan
 from hydramix_dist.orchestration.tasks import ClassifierTask, GeneratorTask
 from hydramix_dist.store import Store
@@ -151,3 +152,11 @@ def test_task_names_say_arm_shots_and_seed(dataset: Dataset) -> None:
 def test_every_folder_lies_in_the_run(dataset: Dataset) -> None:
     for key, task in plan(dataset).tasks.items():
         assert Path(task.folder_url) == Path("/run") / key
+
+
+def test_a_pilot_is_the_same_on_any_number_of_workers_and_trainings_at_a_time() -> None:
+    def compared(**changes: Any) -> dict[str, Any]:
+        return what_is_compared(build(PilotSettings, tiny.PILOT | changes, "test"))
+
+    assert compared(distributed={"workers": 4, "max_failures": 9}, concurrent=1) == compared()
+    assert compared(seeds=[0]) != compared()

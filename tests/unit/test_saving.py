@@ -169,3 +169,13 @@ def test_leaving_without_a_save_does_nothing(tmp_path: Path) -> None:
         saver.finish()
         assert saver.finished() == []
     assert list(tmp_path.iterdir()) == []
+
+
+def test_weights_that_are_not_finite_are_not_saved(tmp_path: Path) -> None:
+    """A finite loss may have gradients that are not; the checkpoint before them must stay the newest."""
+    store, spoilt = Store(tmp_path), states(2.0)
+    spoilt["net"].weights["w"][1, 1] = float("nan")
+    with pytest.raises(FloatingPointError, match="net: 'w' is not finite after 8 images"), Saver(store, 2) as saver:
+        saver.save(4, states(1.0), {}, None)
+        saver.save(8, spoilt, {}, None)
+    assert saved(tmp_path) == [4]

@@ -106,9 +106,9 @@ def test_generator_that_saw_other_images_is_refused(
         (
             ("generator.group=4",),
             5,
-            r"a batch of 4 cannot be shared by 5 workers \(groups of 4 are not divided\); use at most 1 workers",
+            r"a batch of 4 cannot be shared by 5 workers \(groups of 4 are not divided\); use at most 1, or",
         ),
-        ((), 5, "a batch of 4 cannot be shared by 5 workers; use at most 4 workers, or a batch"),
+        ((), 5, "a batch of 4 cannot be shared by 5 workers; use at most 4, or a batch"),
         (("runtime.compile=true",), 2, "runtime.compile is for one process"),
         (("distributed.deepspeed=zero4",), 2, r"deepspeed 'zero4' .* \(did you mean 'zero"),
         (("distributed.min_workers=3",), 2, "min_workers 3 is above workers 2"),
