@@ -9,7 +9,8 @@ from hydramix_dist.data.importer import check_apart, import_dataset
 from hydramix_dist.errors import UserError
 from hydramix_dist.orchestration.display import Display
 from hydramix_dist.store import Store
-from hydramix_dist.store.run import read_run
+
+_SOURCE = "imported-from.txt"  # in a run's folder: the path or URL that its own images came from
 
 
 def open_data(source: str | None, out: Store, display: Display) -> Dataset:
@@ -34,6 +35,7 @@ def open_data(source: str | None, out: Store, display: Display) -> Dataset:
                 )
         return Dataset.open(target)
     report = import_dataset(source, target, progress=display.progress)
+    out.put(_SOURCE, source.encode())
     for refused in report.refused:
         display.say(f"refused {refused.item}: {refused.reason}")
     return Dataset.open(target)
@@ -49,6 +51,5 @@ def check_source(source: str | None, out: Store) -> None:
 
 
 def _was_imported(source: str, out: Store) -> bool:
-    return (
-        out.exists("run.json") and out.exists("data/manifest.json") and read_run(out)["facts"].get("source") == source
-    )
+    whole = out.exists("data/manifest.json") and out.exists(_SOURCE)
+    return whole and out.read(_SOURCE).decode() == source

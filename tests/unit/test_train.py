@@ -1,6 +1,7 @@
 """`hydramix train`: one training by itself, through the command line's own function, in this process."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -134,3 +135,16 @@ def test_bad_input_is_one_sentence_before_anything_is_written(
 def test_a_name_that_is_no_ready_config_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"CONFIG 'quik' is not known \(did you mean 'quick'\?\)"):
         train("generator", "quik", tmp_path / "out")
+
+
+def test_images_that_are_gone_after_their_import_are_not_needed(
+    tmp_path: Path, files: dict[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = tiny.image_folder(tmp_path / "images", {"blue": 4, "green": 4}, test=2)
+    train("generator", files["generator"], tmp_path / "g", f"data={source}")
+    shutil.rmtree(source)
+    (tmp_path / "g" / "result.json").unlink()
+    assert train("generator", files["generator"], tmp_path / "g", f"data={source}") == 0
+    assert f"{source} is gone; going on with what was imported from it" in capsys.readouterr().err
+    with pytest.raises(UserError, match="does not exist"):
+        train("generator", files["generator"], tmp_path / "other", f"data={source}")
