@@ -2,6 +2,7 @@
 from any other's state."""
 
 import functools
+import importlib.metadata
 import itertools
 import sys
 from collections.abc import Iterator
@@ -453,7 +454,8 @@ def test_a_second_backward_without_a_call_is_refused() -> None:
 def talk() -> None:
     group = deepspeed(2)
     assert (group.rank, group.world_size, group.device) == (dist.get_rank(), 3, CPU)
-    assert group.description == {"workers": 3, "engine": "deepspeed-zero2"}
+    version = importlib.metadata.version("deepspeed")
+    assert group.description == {"workers": 3, "engine": "deepspeed-zero2", "deepspeed": version}
 
     own = torch.tensor([1.0, float(group.rank)], requires_grad=True)
     assert group.sum(own).tolist() == [3.0, 3.0]
