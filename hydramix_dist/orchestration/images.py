@@ -35,7 +35,8 @@ def open_data(source: str | None, out: Store, display: Display) -> Dataset:
                 )
         return Dataset.open(target)
     report = import_dataset(source, target, progress=display.progress)
-    out.put(_SOURCE, source.encode())
+    if not _was_imported(source, out):
+        out.put(_SOURCE, source.encode())
     for refused in report.refused:
         display.say(f"refused {refused.item}: {refused.reason}")
     return Dataset.open(target)
