@@ -20,36 +20,26 @@ from torch.nn.parallel import DistributedDataParallel
 from hydramix_dist.checkpoint import EngineState
 from hydramix_dist.config.schema import AdamSettings, SgdSettings
 from hydramix_dist.training.deepspeed_engine import DeepSpeedGroup
-from hydramix_dist.training.engine import Engine, make_optimizer
+from hydramix_dist.training.engine import Engine, TorchEngine
 
 PLAIN = "torch DDP"
 GOALS = {0: 1.10, 1: 1.10, 2: 1.10, 3: 1.35}  # times plain DDP
 WARM_UP = 3  # stage 3 gathers layer by layer until it has seen the same order twice
 
 
-class DdpEngine:
+class DdpEngine(TorchEngine):
     """A model in torch's DistributedDataParallel, with torch's optimizer: what one would write without this package."""
 
     def __init__(self, module: nn.Module, optimizer: AdamSettings | SgdSettings) -> None:
         # In plain order, as DeepSpeed has them: channels-last weights make DDP 3 % slower on a CPU.
-        self.module = module.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+        super().__init__(module.to(memory_format=torch.contiguous_format), optimizer)  # type: ignore[call-overload]
         self._parallel = DistributedDataParallel(module)
-        self._optimizer = make_optimizer(list(module.parameters()), optimizer)
 
     def __call__(self, *inputs: Any) -> Any:
         return self._parallel(*inputs)
 
     def backward(self, loss: Tensor, share: float) -> None:
-        (loss * (share * dist.get_world_size())).backward()  # DDP averages
-
-    def step(self, lr: float) -> None:
-        for group in self._optimizer.param_groups:
-            group["lr"] = lr
-        self._optimizer.step()
-        self._optimizer.zero_grad(set_to_none=True)
-
-    def full_state(self) -> EngineState | None:
-        raise NotImplementedError("it is only measured")
+        super().backward(loss, share * dist.get_world_size())  # DDP averages
 
 
 class DdpGroup(DeepSpeedGroup):
