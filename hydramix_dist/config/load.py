@@ -49,16 +49,23 @@ def configs_root() -> Path:
 def read_yaml(path: Path) -> dict[str, Any]:
     """Return the mapping in a YAML file. Raises UserError where the file is missing, broken or no mapping."""
     try:
-        tree = _parse(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise UserError(f"settings file {path}: {error.strerror or error}") from error
     except UnicodeDecodeError as error:
         raise UserError(f"settings file {path} is not UTF-8 text, the encoding of YAML files: {error}") from error
+    return parse(text, f"settings file {path}")
+
+
+def parse(text: str, source: str) -> dict[str, Any]:
+    """Return the mapping in a YAML text. Raises UserError, naming `source`, where it is broken or no mapping."""
+    try:
+        tree = _parse(text)
     except yaml.YAMLError as error:
-        raise UserError(f"settings file {path} is not valid YAML: {_yaml_problem(error)}") from error
+        raise UserError(f"{source} is not valid YAML: {_yaml_problem(error)}") from error
     if not isinstance(tree, dict):
         found = "nothing" if tree is None else f"one value of type {type(tree).__name__}"
-        raise UserError(f"settings file {path} holds {found}, a mapping of keys is needed")
+        raise UserError(f"{source} holds {found}, a mapping of keys is needed")
     # Keys starting with "x-" hold YAML anchors that several sections share.
     return {key: value for key, value in tree.items() if not str(key).startswith("x-")}
 

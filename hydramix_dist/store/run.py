@@ -1,16 +1,14 @@
 """A run's folder: what it is (`run.json`), where it stands (`status.json`), and that both belong to the same run."""
 
-import contextlib
-import fcntl
 import hashlib
 import json
 import logging
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from hydramix_dist.errors import UserError
-from hydramix_dist.store.store import Store, disk_errors_as_answers
+from hydramix_dist.store.store import Store
 
 SCHEMA_VERSION = 1
 _log = logging.getLogger("hydramix")
@@ -114,29 +112,6 @@ def read_json(store: Store, path: str) -> dict[str, Any]:
         return dict(json.loads(store.read(path)))
     except (ValueError, TypeError) as error:
         raise UserError(f"{store.path(path)} is damaged ({error}); delete it and run the command again") from error
-
-
-@contextlib.contextmanager
-def exclusively(store: Store) -> Iterator[None]:
-    """Hold a local folder for this process while the block runs; the lock ends with the process, however it ends.
-
-    Raises UserError where another process holds it. Folders that are not local are not locked.
-    """
-    path = store.local_path(".lock")
-    if path is None:
-        yield
-        return
-    with disk_errors_as_answers(str(path)):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = path.open("w")
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UserError(
-                f"another process is running in {store.url}; wait for it, or choose another folder"
-            ) from error
-        yield
 
 
 def _warn_of_changed_facts(old: Mapping[str, Any], new: Mapping[str, Any]) -> None:

@@ -1,26 +1,21 @@
-"""A folder behind fsspec, in which objects are complete or absent; local disks are served, object storage is not yet.
-
-Local folders are served through the operating system, so that a put is a rename within one file system; any
-other URL goes to fsspec as one whole put, and object stores show an object only once it is whole.
-"""
+"""A folder, on this machine's disk or in object storage, in which objects are complete or absent."""
 
 import contextlib
 import copy
-import errno
 import os
-import tempfile
-import uuid
+import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import fsspec
 
 from hydramix_dist.errors import UserError
+from hydramix_dist.store.disk import Disk, disk_errors_as_answers
+from hydramix_dist.store.objects import S3, Objects
 
-# "memory" is for the tests: it stands for all that is not this machine's disk.
-_SERVED = ("file", "local", "memory")
-_TEMPORARY = ".partial-"
+# A URL that lost a slash would be taken for a local path, and a folder of that name made.
+_TORN_URL = re.compile(r"(?i)^(s3a?|gs|gcs|az|abfss?|https?|memory|file):(?!//)|^s3a?//")
 
 
 class Store:
@@ -28,22 +23,23 @@ class Store:
 
     def __init__(self, url: str | os.PathLike[str]) -> None:
         """Bind to a folder; nothing is read or created. Raises UserError for a URL that is not served."""
-        protocol = fsspec.utils.get_protocol(os.fspath(url))
-        if protocol not in _SERVED:
-            raise UserError(
-                f"'{url}': storage of kind '{protocol}' is not served yet; give a folder on this machine's disk"
-            )
-        try:
-            self._fs, root = fsspec.core.url_to_fs(os.fspath(url))
-        except (ValueError, ImportError) as error:
-            raise UserError(f"'{url}' is no path or URL this installation can open: {error}") from error
-        self._local = "file" in (self._fs.protocol if isinstance(self._fs.protocol, tuple) else (self._fs.protocol,))
+        text = os.fspath(url)
+        if _TORN_URL.match(text):
+            raise UserError(f"'{text}' is no URL; write it as s3://BUCKET/PREFIX")
+        protocol = fsspec.utils.get_protocol(text)
+        self._files: Disk | Objects
+        if protocol in ("file", "local"):
+            self._files = Disk()
+            root = str(fsspec.core.strip_protocol(text))
+        else:
+            self._files = Objects(protocol)
+            root = _s3_name(text) if protocol in S3 else str(self._files.file_system._strip_protocol(text))
         self._root: str = root.rstrip("/") or "/"
 
     @property
     def url(self) -> str:
         """Return the folder's path (local) or URL."""
-        return self._root if self._local else str(self._fs.unstrip_protocol(self._root))
+        return self._root if isinstance(self._files, Disk) else self._files.url(self._root)
 
     @property
     def name(self) -> str:
@@ -65,35 +61,40 @@ class Store:
 
     def local_path(self, path: str = "") -> Path | None:
         """Return the object's path on this machine's disk, or None where the store is not local."""
-        return Path(self._full(path)) if self._local else None
+        return Path(self._full(path)) if isinstance(self._files, Disk) else None
+
+    def for_ray(self) -> tuple[str, Any]:
+        """Return (path, pyarrow file system) of this folder, for Ray's own storage; (path, None) on a disk."""
+        if isinstance(self._files, Disk):
+            return self._root, None
+        from pyarrow.fs import FSSpecHandler, PyFileSystem
+
+        # The same client as all else here: endpoint, certificates, credentials and patience are set once.
+        return self._root, PyFileSystem(FSSpecHandler(self._files.file_system))
 
     def open(self, path: str) -> IO[bytes]:
         """Return a seekable binary reader, for libraries that read only parts. Raises FileNotFoundError."""
-        return self._fs.open(self._full(path), "rb")  # type: ignore[no-any-return]
+        return self._files.open(self._full(path))
 
     def read(self, path: str, offset: int = 0, length: int | None = None) -> bytes:
         """Return `length` bytes from `offset`, to the end where `length` is None. Raises FileNotFoundError."""
-        end = None if length is None else offset + length
-        return bytes(self._fs.cat_file(self._full(path), start=offset or None, end=end))
+        return self._files.read(self._full(path), offset, length)
 
     def exists(self, path: str = "") -> bool:
         """Return whether an object or a folder of that name is there."""
-        self._fs.invalidate_cache()
-        return bool(self._fs.exists(self._full(path)))
+        return self._files.exists(self._full(path))
 
     def size(self, path: str) -> int:
         """Return an object's size in bytes. Raises FileNotFoundError."""
-        return int(self._fs.size(self._full(path)))
+        return self._files.size(self._full(path))
 
     def list(self, prefix: str = "") -> list[str]:
         """Return the relative paths of all objects under a folder, sorted, without unfinished ones."""
-        self._fs.invalidate_cache()
-        found = self._fs.find(self._full(prefix))
-        names = (str(name)[len(self._root) :].lstrip("/") for name in found)
-        return sorted(name for name in names if not name.rsplit("/", 1)[-1].startswith(_TEMPORARY))
+        found = self._files.list(self._full(prefix))
+        return sorted(name[len(self._root) :].lstrip("/") for name in found)
 
     def put(self, path: str, data: bytes) -> None:
-        """Write an object as a whole, replacing an old one. Raises UserError on a full or read-only disk."""
+        """Write an object as a whole, replacing an old one. Raises UserError where it cannot be written."""
         with self.writer(path) as file:
             file.write(data)
 
@@ -102,62 +103,29 @@ class Store:
 
         Of several racers exactly one wins on local disks and on object stores with conditional writes.
         """
-        full = self._full(path)
-        if not self._local:
-            try:
-                self._fs.pipe_file(full, data, mode="create")
-            except FileExistsError:
-                return False
-            return True
-        with disk_errors_as_answers(full):
-            temporary = self._temporary(full)
-            try:
-                _write_synced(temporary, data)
-                os.link(temporary, full)
-            except FileExistsError:
-                return False
-            finally:
-                temporary.unlink(missing_ok=True)
-        return True
+        return self._files.put_if_absent(self._full(path), data)
 
     @contextlib.contextmanager
     def writer(self, path: str) -> Iterator[IO[bytes]]:
         """Yield a binary writer; the object appears when the block ends well and never when it raises."""
-        full = self._full(path)
-        with disk_errors_as_answers(full):
-            if self._local:
-                temporary = self._temporary(full)
-                try:
-                    with temporary.open("wb") as file:
-                        yield file
-                        file.flush()
-                        os.fsync(file.fileno())
-                    temporary.replace(full)
-                finally:
-                    temporary.unlink(missing_ok=True)
-                return
-            # Collected on this disk first: not every fsspec store can take back what a failed writer sent.
-            with tempfile.NamedTemporaryFile() as file:
-                yield file
-                file.flush()
-                self._fs.put_file(file.name, full)
+        with self._files.writer(self._full(path)) as file:
+            yield file
 
     def append(self, path: str, data: bytes) -> None:
         """Add bytes to the end of an object, made where absent; on object stores this rewrites it."""
-        full = self._full(path)
-        with disk_errors_as_answers(full):
-            if self._local:
-                Path(full).parent.mkdir(parents=True, exist_ok=True)
-                with Path(full).open("ab") as file:
-                    file.write(data)
-            else:
-                old = self.read(path) if self.exists(path) else b""
-                self.put(path, old + data)
+        local = self.local_path(path)
+        if local is None:
+            old = self.read(path) if self.exists(path) else b""
+            self.put(path, old + data)
+            return
+        with disk_errors_as_answers(str(local)):
+            local.parent.mkdir(parents=True, exist_ok=True)
+            with local.open("ab") as file:
+                file.write(data)
 
     def delete(self, path: str = "") -> None:
         """Remove an object, or a folder with all below it; nothing happens where it is absent."""
-        if self.exists(path):
-            self._fs.rm(self._full(path), recursive=True)
+        self._files.delete(self._full(path))
 
     def _full(self, path: str) -> str:
         parts = path.split("/") if path else []
@@ -165,45 +133,21 @@ class Store:
             raise UserError(f"'{path}' leads out of {self.url}; only paths below it are read or written")
         return "/".join((self._root.rstrip("/"), path)) if path else self._root
 
-    def _temporary(self, full: str) -> Path:
-        target = Path(full)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        return target.with_name(f"{_TEMPORARY}{uuid.uuid4().hex}-{target.name}")
 
-
-def _write_synced(path: Path, data: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-@contextlib.contextmanager
-def disk_errors_as_answers(full: str) -> Iterator[None]:
-    """Turn the disk's own refusals to write `full` into sentences; other errors of the block pass through."""
-    try:
-        yield
-    except OSError as error:
-        not_a_folder = "a part of that path is a file, not a folder; choose another folder"
-        reasons = {
-            errno.ENOSPC: "the disk is full; free some space and run the same command again, it goes on where it was",
-            errno.EDQUOT: "the disk quota is used up; free some space and run the same command again",
-            errno.EROFS: "the disk is read-only; choose another folder",
-            errno.EACCES: "no permission to write there; choose another folder or mend its rights",
-            errno.EPERM: "no permission to write there; choose another folder or mend its rights",
-            errno.ENOENT: "such a folder cannot be made there; choose another folder",
-            errno.ENOTDIR: not_a_folder,
-            errno.EEXIST: not_a_folder,
-            errno.EISDIR: "a folder of that name is there; choose another name or remove it",
-        }
-        if error.errno in reasons and _concerns(error, full):
-            raise UserError(f"cannot write {full}: {reasons[error.errno]}") from error
-        raise
-
-
-def _concerns(error: OSError, full: str) -> bool:
-    """Return whether an error comes from writing `full`, and not from another file that a writer's block opened."""
-    if error.filename is None:  # from a descriptor: write, flush, fsync
-        return True
-    named, target = Path(os.fsdecode(error.filename)), Path(full)
-    return target.is_relative_to(named) or (named.parent == target.parent and named.name.startswith(_TEMPORARY))
+def _s3_name(url: str) -> str:
+    """Return BUCKET/PREFIX of an S3 URL. Raises UserError where it is none, without showing credentials in it."""
+    rest = url.split("://", 1)[1]
+    if "@" in rest.split("/")[0]:
+        raise UserError(
+            "an s3:// URL with credentials in it is refused, for URLs are written into records; give them as "
+            "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a profile"
+        )
+    bucket, _, prefix = rest.partition("/")
+    if not re.fullmatch(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]", bucket):
+        raise UserError(
+            f"'{url}' names no bucket: write s3://BUCKET/PREFIX, where a bucket has 3 to 63 small letters, digits, '-' "
+            "or '.'"
+        )
+    if "//" in prefix or prefix.startswith("/") or ".." in prefix.split("/"):
+        raise UserError(f"'{url}' has an empty part or '..' between its slashes; write s3://BUCKET/PREFIX")
+    return f"{bucket}/{prefix}".rstrip("/")

@@ -1,0 +1,119 @@
+"""Files on this machine's disk, through the operating system, so that a put is a rename within one file system."""
+
+import contextlib
+import errno
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+from hydramix_dist.errors import UserError
+
+TEMPORARY = ".partial-"
+
+
+class Disk:
+    """What a store needs of a disk; names are full paths."""
+
+    def open(self, full: str) -> IO[bytes]:
+        """Return a seekable binary reader. Raises FileNotFoundError."""
+        return Path(full).open("rb")
+
+    def read(self, full: str, offset: int, length: int | None) -> bytes:
+        """Return bytes from `offset` on. Raises FileNotFoundError."""
+        with Path(full).open("rb") as file:
+            file.seek(offset)
+            return file.read(-1 if length is None else length)
+
+    def exists(self, full: str) -> bool:
+        """Return whether a file or folder is there."""
+        return Path(full).exists()
+
+    def size(self, full: str) -> int:
+        """Return a file's size in bytes. Raises FileNotFoundError."""
+        return Path(full).stat().st_size
+
+    def list(self, full: str) -> list[str]:
+        """Return the full paths of all finished files below a folder, or the file itself."""
+        if Path(full).is_file():
+            return [full]
+        paths = (os.path.join(parent, name) for parent, _, names in os.walk(full) for name in names)  # noqa: PTH118
+        return [path for path in paths if not path.rsplit("/", 1)[-1].startswith(TEMPORARY)]
+
+    def put_if_absent(self, full: str, data: bytes) -> bool:
+        """Write a file unless one is there; return whether this call wrote it."""
+        with disk_errors_as_answers(full):
+            temporary = _temporary(full)
+            try:
+                with temporary.open("wb") as file:
+                    file.write(data)
+                    file.flush()
+                    os.fsync(file.fileno())
+                os.link(temporary, full)
+            except FileExistsError:
+                return False
+            finally:
+                temporary.unlink(missing_ok=True)
+        return True
+
+    @contextlib.contextmanager
+    def writer(self, full: str) -> Iterator[IO[bytes]]:
+        """Yield a binary writer; the file appears when the block ends well and never when it raises."""
+        with disk_errors_as_answers(full):
+            temporary = _temporary(full)
+            try:
+                with temporary.open("wb") as file:
+                    yield file
+                    file.flush()
+                    os.fsync(file.fileno())
+                temporary.replace(full)
+            finally:
+                temporary.unlink(missing_ok=True)
+
+    def delete(self, full: str) -> None:
+        """Remove a file, or a folder with all below it; nothing happens where it is absent."""
+        path = Path(full)
+        with disk_errors_as_answers(full):
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+
+
+def _temporary(full: str) -> Path:
+    target = Path(full)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    return target.with_name(f"{TEMPORARY}{uuid.uuid4().hex}-{target.name}")
+
+
+@contextlib.contextmanager
+def disk_errors_as_answers(full: str) -> Iterator[None]:
+    """Turn the disk's own refusals to write `full` into sentences; other errors of the block pass through."""
+    try:
+        yield
+    except OSError as error:
+        not_a_folder = "a part of that path is a file, not a folder; choose another folder"
+        reasons = {
+            errno.ENOSPC: "the disk is full; free some space and run the same command again, it goes on where it was",
+            errno.EDQUOT: "the disk quota is used up; free some space and run the same command again",
+            errno.EROFS: "the disk is read-only; choose another folder",
+            errno.EACCES: "no permission to write there; choose another folder or mend its rights",
+            errno.EPERM: "no permission to write there; choose another folder or mend its rights",
+            errno.ENOENT: "such a folder cannot be made there; choose another folder",
+            errno.ENOTDIR: not_a_folder,
+            errno.EEXIST: not_a_folder,
+            errno.EISDIR: "a folder of that name is there; choose another name or remove it",
+        }
+        if error.errno in reasons and _concerns(error, full):
+            raise UserError(f"cannot write {full}: {reasons[error.errno]}") from error
+        raise
+
+
+def _concerns(error: OSError, full: str) -> bool:
+    """Return whether an error comes from writing `full`, and not from another file that a writer's block opened."""
+    if error.filename is None:  # from a descriptor: write, flush, fsync
+        return True
+    named, target = Path(os.fsdecode(error.filename)), Path(full)
+    return target.is_relative_to(named) or (named.parent == target.parent and named.name.startswith(TEMPORARY))

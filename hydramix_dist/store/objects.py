@@ -1,0 +1,183 @@
+"""Object storage behind fsspec: an object is put whole, and seen only once it is whole."""
+
+import contextlib
+import hashlib
+import io
+import os
+import tempfile
+from collections.abc import Iterator
+from typing import IO, Any
+
+import fsspec
+
+from hydramix_dist.config.store import store_settings
+from hydramix_dist.errors import UserError
+
+_READ_AHEAD = 2**20  # one request for what a library reads in many small pieces
+S3 = ("s3", "s3a")
+
+# One for each process and way to reach the store: s3fs does not survive a fork, and a test, or a long program, may
+# change the environment it was made from.
+_known: dict[str, Any] = {}
+_buckets: set[str] = set()  # that were there
+
+
+class Objects:
+    """What a store needs of an object storage; names are full names as its file system has them: BUCKET/KEY."""
+
+    def __init__(self, protocol: str) -> None:
+        """Bind to the storage of a URL's protocol. Nothing is asked of it."""
+        self.protocol = protocol
+
+    @property
+    def file_system(self) -> Any:
+        """Return this process's fsspec file system. Raises UserError where the installation has none of that kind."""
+        return _file_system(self.protocol)
+
+    def open(self, full: str) -> IO[bytes]:
+        """Return a seekable binary reader. Raises FileNotFoundError."""
+        return io.BufferedReader(_RangedReader(self, full), _READ_AHEAD)
+
+    def read(self, full: str, offset: int, length: int | None) -> bytes:
+        """Return bytes from `offset` on. Raises FileNotFoundError."""
+        if length == 0:
+            return b""
+        end = None if length is None else offset + length
+        with self._answers(full, "read"):
+            return bytes(self.file_system.cat_file(full, start=offset or (None if end is None else 0), end=end))
+
+    def exists(self, full: str) -> bool:
+        """Return whether an object is there, or any below that name."""
+        with self._answers(full, "read"):
+            if self.file_system.exists(full):
+                return True
+            if self.protocol in S3:
+                self._check_bucket(full)
+            return False
+
+    def size(self, full: str) -> int:
+        """Return an object's size in bytes. Raises FileNotFoundError."""
+        with self._answers(full, "read"):
+            return int(self.file_system.size(full))
+
+    def list(self, full: str) -> list[str]:
+        """Return the full names of all objects below a name, without the empty ones that stand for folders."""
+        with self._answers(full, "read"):
+            return [name for name in self.file_system.find(full) if not str(name).endswith("/")]
+
+    def put_if_absent(self, full: str, data: bytes) -> bool:
+        """Write an object unless one is there; return whether this call wrote it."""
+        with self._answers(full, "write"):
+            try:
+                self.file_system.pipe_file(full, data, mode="create")
+            except FileExistsError:
+                return False
+        return True
+
+    @contextlib.contextmanager
+    def writer(self, full: str) -> Iterator[IO[bytes]]:
+        """Yield a binary writer; the object appears when the block ends well and never when it raises."""
+        # Collected on this disk first: not every fsspec store can take back what a failed writer sent.
+        with tempfile.NamedTemporaryFile() as file:
+            yield file
+            file.flush()
+            self._upload(file.name, full)
+
+    def delete(self, full: str) -> None:
+        """Remove an object, or all below a name; nothing happens where it is absent."""
+        with self._answers(full, "write"):
+            names = self.file_system.find(full)  # also of a folder's empty stand-in
+            if self.protocol in S3:
+                self.file_system.delete_all(names)
+            elif names:
+                self.file_system.rm(full, recursive=True)
+
+    def _upload(self, local: str, full: str) -> None:
+        with self._answers(full, "write"):
+            try:
+                self.file_system.put_file(local, full)
+            except OSError as error:
+                if type(error).__name__ != "LostUploadError":
+                    raise
+                self.file_system.put_file(local, full)
+
+    @contextlib.contextmanager
+    def _answers(self, full: str, action: str) -> Iterator[None]:
+        """Turn what the storage refuses for good into sentences; a missing object stays a FileNotFoundError."""
+        try:
+            yield
+        except UserError:
+            raise
+        except Exception as error:
+            where = self.url(full)
+            if self.protocol in S3:
+                from hydramix_dist.store.s3 import explain
+
+                said = explain(error, where, action)
+                if said is not None:
+                    raise said from error
+                if isinstance(error, FileNotFoundError):
+                    self._check_bucket(full)
+            if isinstance(error, PermissionError):
+                raise UserError(f"cannot {action} {where}: permission denied ({error})") from error
+            raise
+
+    def _check_bucket(self, full: str) -> None:
+        """Raise UserError where the bucket is not there, which a missing object alone does not tell. Asked once."""
+        bucket = full.split("/", maxsplit=1)[0]
+        if bucket not in _buckets:
+            if not self.file_system.exists(bucket):
+                raise UserError(f"the bucket of s3://{full} does not exist; make it first, or mend the name")
+            _buckets.add(bucket)
+
+    def url(self, full: str) -> str:
+        """Return an object's URL."""
+        return f"s3://{full}" if self.protocol in S3 else str(self.file_system.unstrip_protocol(full))
+
+
+class _RangedReader(io.RawIOBase):
+    """Reads an object by ranges, each tried again as any read is."""
+
+    def __init__(self, objects: Objects, full: str) -> None:
+        self._objects, self._full = objects, full
+        self._size, self._at = objects.size(full), 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
+        self._at = max(0, base + offset)
+        return self._at
+
+    def tell(self) -> int:
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        length = min(len(buffer), self._size - self._at)
+        if length <= 0:
+            return 0
+        data = self._objects.read(self._full, self._at, length)
+        buffer[: len(data)] = data
+        self._at += len(data)
+        return len(data)
+
+
+def _file_system(protocol: str) -> Any:
+    settings = store_settings()
+    if protocol not in S3:
+        try:
+            return fsspec.filesystem(protocol)
+        except (ValueError, ImportError) as error:
+            raise UserError(f"'{protocol}://' is no storage that this installation can open: {error}") from error
+    # Credentials may change: their digest alone is remembered.
+    aws = sorted((name, value) for name, value in os.environ.items() if name.startswith("AWS_"))
+    key = hashlib.sha256(repr((os.getpid(), settings, aws)).encode()).hexdigest()
+    if key not in _known:
+        from hydramix_dist.store.s3 import s3_file_system
+
+        _known[key] = s3_file_system(settings)
+    return _known[key]
