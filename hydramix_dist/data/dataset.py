@@ -1,9 +1,8 @@
-"""An imported data set, opened for reading: single images by byte range, each checked against its recorded pixels.
+"""An imported data set, opened for reading; whatever is read has been checked against its recorded sha256.
 
 Legend: n images asked for, C channels, H W pixels.
 """
 
-import hashlib
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
@@ -13,18 +12,16 @@ import torch
 from torch import Tensor
 
 from hydramix_dist.config.schema import SegmentSettings
-from hydramix_dist.data.decode import THUMBNAIL_SIDE, Pixels, Refusal, pixel_digest, read_png, resized
+from hydramix_dist.data.decode import THUMBNAIL_SIDE
+from hydramix_dist.data.fetch import read_whole
 from hydramix_dist.data.index import fingerprint_of
 from hydramix_dist.data.manifest import INDEX, SPLITS, Manifest, read_manifest
 from hydramix_dist.data.pool import Workers, processes_for
-from hydramix_dist.data.ranges import Range, read_ranges
-from hydramix_dist.data.segment_maps import MapKey, SegmentMaps, write_maps
+from hydramix_dist.data.segment_maps import MapKey, SegmentMaps, has_maps, write_maps
 from hydramix_dist.data.segmentation import segment_all
 from hydramix_dist.data.shards import read_table
-from hydramix_dist.errors import UserError
+from hydramix_dist.data.streaming import Rows, Split, stream_encoded, stream_pixels
 from hydramix_dist.store.store import Store
-
-_READ_AT_ONCE = 1024
 
 
 class Dataset:
@@ -38,18 +35,16 @@ class Dataset:
         self._maps: dict[str, SegmentMaps] = {}
 
     @classmethod
-    def open(cls, url: str) -> "Dataset":
-        """Return the data set at a path or URL. Raises UserError: none there, newer schema, damaged index."""
+    def open(cls, url: str, manifest_sha256: str | None = None) -> "Dataset":
+        """Return the data set at a path or URL.
+
+        With the digest of its manifest, which another process has read, nothing is asked of the network that the
+        node's cache holds. Raises UserError: none there, another one, newer schema, damaged index.
+        """
         store = Store(url)
-        manifest = read_manifest(store)
+        manifest = read_manifest(store, manifest_sha256)
         record = next(file for file in manifest.files if file.path == INDEX)
-        try:
-            data = store.read(INDEX)
-        except FileNotFoundError as error:
-            raise UserError(f"{store.path(INDEX)} is missing; import the data again, into an empty folder") from error
-        if hashlib.sha256(data).hexdigest() != record.sha256:
-            raise UserError(f"{store.path(INDEX)} is damaged; import the data again, into an empty folder")
-        return cls(store, manifest, read_table(data))
+        return cls(store, manifest, read_table(read_whole(store, record)))
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -87,32 +82,27 @@ class Dataset:
         flat = b"".join(self._tables[split]["thumbnail"].to_pylist())
         return np.frombuffer(flat, np.uint8).reshape(-1, THUMBNAIL_SIDE**2)
 
-    def images(self, split: str, rows: Sequence[int], side: int) -> Tensor:
+    def images(self, split: str, rows: Sequence[int] | Rows, side: int) -> Tensor:
         """Return uint8 images [n, 3, side, side], resized bilinearly where `side` is not the stored one.
 
-        Reads the asked images' bytes and nothing else. Raises UserError naming file and image where one is damaged.
+        Raises UserError naming file and image where one is missing or damaged.
         """
-        x_nHWC = np.empty((len(rows), side, side, 3), np.uint8)
-        for position, pixels in enumerate(self.pixels(split, rows)):
-            x_nHWC[position] = resized(pixels, side)
-        return torch.from_numpy(x_nHWC).permute(0, 3, 1, 2).contiguous()
+        asked = np.asarray(rows, np.int64)
+        x_nHWC = torch.empty(len(asked), side, side, 3, dtype=torch.uint8)
+        order = np.argsort(asked, kind="stable")
+        done = 0
+        for block_rows, x_bCHW in self.stream(split, asked, side):
+            x_nHWC[torch.from_numpy(order[done : done + len(block_rows)])] = x_bCHW.permute(0, 2, 3, 1)
+            done += len(block_rows)
+        return x_nHWC.permute(0, 3, 1, 2).contiguous()
 
-    def pixels(self, split: str, rows: Sequence[int]) -> Iterator[Pixels]:
-        """Yield each image's stored pixels [s, s, 3], verified. Raises UserError naming file and image."""
-        table = self._tables[split]
-        for row, data in zip(rows, self._pngs(split, rows), strict=True):
-            try:
-                pixels = read_png(data)
-                intact = pixel_digest(pixels) == table["sha256"][row].as_py()
-            except Refusal:
-                intact = False
-            if not intact:
-                file, name = table["file"][row].as_py(), table["id"][row].as_py()
-                raise UserError(
-                    f"{self.store.path(file)} is damaged: image '{name}' is not what was imported; "
-                    f"see: hydramix data verify {self.store.url}, then import again into an empty folder"
-                )
-            yield pixels
+    def stream(self, split: str, rows: Sequence[int] | Rows, side: int) -> Iterator[tuple[Rows, Tensor]]:
+        """Yield (rows, images [b, 3, side, side]) block by block, rows ascending, in bounded memory."""
+        return stream_pixels(self.part(split), rows, side)
+
+    def part(self, split: str) -> Split:
+        """Return where the images of a split lie."""
+        return Split.of(self.store, self.manifest, self._tables[split])
 
     def segments(self, rows: Sequence[int], side: int, settings: SegmentSettings) -> Tensor:
         """Return label maps of training images, int32 [n, side, side], labels 0..n-1 in each.
@@ -127,39 +117,23 @@ class Dataset:
         settings: SegmentSettings,
         workers: Workers | None = None,
         progress: Callable[[str, int, int], None] | None = None,
-    ) -> str:
-        """Return the path stem of the training split's segment object, made where absent.
+    ) -> MapKey:
+        """Return the key of the training split's segment object, made where absent.
 
         By `workers` that run already, else by as many processes as the number of images is worth.
         """
         key = MapKey(self.fingerprint, "train", side, settings)
-        if not self.store.exists(f"{key.stem}.json"):
+        if not has_maps(self.store, key):
             ids = self.ids("train")
-            pngs = self._pngs("train", range(len(ids)))
+            blocks = stream_encoded(self.part("train"), range(len(ids)))
+            pngs = (bytes(png) for _, block in blocks for png in block)
+            made = segment_all(pngs, side, settings, workers or processes_for(len(ids)))
             told = progress or (lambda stage, done, total: None)
-            maps = []
-            for made in segment_all(pngs, side, settings, workers or processes_for(len(ids))):
-                maps.extend(made)
-                told("segments", len(maps), len(ids))
-            write_maps(self.store, key, ids, maps)
-        return key.stem
+            write_maps(self.store, key, ids, made, lambda done: told("segments", done, len(ids)))
+        return key
 
     def _maps_at(self, side: int, settings: SegmentSettings) -> SegmentMaps:
         stem = MapKey(self.fingerprint, "train", side, settings).stem
         if stem not in self._maps:
             self._maps[stem] = SegmentMaps(self.store, self.ensure_segments(side, settings))
         return self._maps[stem]
-
-    def _pngs(self, split: str, rows: Sequence[int]) -> Iterator[bytes]:
-        """Yield the stored bytes of each image, read in blocks that bound the memory."""
-        table = self._tables[split]
-        for start in range(0, len(rows), _READ_AT_ONCE):
-            block = table.select(["file", "offset", "length"]).take(pa.array(rows[start : start + _READ_AT_ONCE]))
-            ranges = [Range(row["file"], row["offset"], row["length"]) for row in block.to_pylist()]
-            try:
-                yield from read_ranges(self.store, ranges)
-            except FileNotFoundError as error:
-                raise UserError(
-                    f"a file of the data set {self.store.url} is missing; see: hydramix data verify {self.store.url}, "
-                    "then import again into an empty folder"
-                ) from error

@@ -149,7 +149,7 @@ def encode_png(pixels: npt.NDArray[np.uint8] | npt.NDArray[np.uint16]) -> bytes:
     return buffer.getvalue()
 
 
-def read_png(data: bytes) -> Pixels:
+def read_png(data: bytes | memoryview) -> Pixels:
     """Return the pixels of a stored PNG as they are, [s, s, 3] uint8. Raises Refusal where it is damaged."""
     try:
         return np.array(Image.open(io.BytesIO(data), formats=("PNG",)))

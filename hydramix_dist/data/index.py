@@ -15,7 +15,8 @@ INDEX_SCHEMA = pa.schema(
         ("row", pa.int64()),
         ("offset", pa.int64()),
         ("length", pa.int64()),
-        ("sha256", pa.string()),
+        ("sha256", pa.string()),  # of the decoded pixels: the same however they are stored
+        ("stored_sha256", pa.string()),  # of the stored bytes, so that they can be checked without decoding
         ("width", pa.int64()),
         ("height", pa.int64()),
         ("thumbnail", pa.binary()),

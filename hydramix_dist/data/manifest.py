@@ -1,14 +1,16 @@
 """The record of a data set: what it holds, where it came from, and the checksum of every file. Written last."""
 
 import hashlib
+import json
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from hydramix_dist.errors import UserError
+from hydramix_dist.store.cache import node_cache
 from hydramix_dist.store.store import Store
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 MANIFEST = "manifest.json"
 INDEX = "index.parquet"
 SPLITS = ("train", "test")
@@ -68,15 +70,28 @@ def write_manifest(store: Store, manifest: Manifest) -> None:
     store.put(MANIFEST, (manifest.model_dump_json(indent=2) + "\n").encode())
 
 
-def read_manifest(store: Store) -> Manifest:
-    """Return the record of the data set in `store`. Raises UserError: none there, a newer schema, or a broken file."""
+def read_manifest(store: Store, sha256: str | None = None) -> Manifest:
+    """Return the record of the data set in `store`; with its digest it may come out of the node's cache.
+
+    Raises UserError: none there, another than that digest's, a newer schema, or a broken file.
+    """
+    cache = node_cache() if sha256 and store.local_path() is None else None
     try:
-        text = store.read(MANIFEST)
+        text = (cache.get(sha256) if cache and sha256 else None) or store.read(MANIFEST)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise UserError(
             f"{store.url} holds no data set (no {MANIFEST} there); make one with: hydramix data import SRC {store.url}"
         ) from error
+    if sha256 is not None and hashlib.sha256(text).hexdigest() != sha256:
+        raise UserError(f"{store.url} holds another data set than when this run began; run the command again")
+    if cache and sha256:
+        cache.put(sha256, text)
     check_schema(store.path(MANIFEST), text, SCHEMA_VERSION)
+    if json.loads(text)["schema_version"] < SCHEMA_VERSION:
+        raise UserError(
+            f"{store.path(MANIFEST)} was written by an older version of this program; import the source again into an "
+            "empty folder: the images keep their fingerprint, and runs go on with them"
+        )
     try:
         return Manifest.model_validate_json(text)
     except ValidationError as error:

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
+from hydramix_dist.config.store import store_settings
 from hydramix_dist.store.store import Store
 
-_THREADS = 8
 # Between two values stored one after the other lie a few bytes of Parquet; a wider gap is another image.
 _GAP = 256
 _LONGEST = 8 * 2**20
@@ -23,7 +23,7 @@ class Range(NamedTuple):
 def read_ranges(store: Store, ranges: Sequence[Range]) -> list[bytes]:
     """Return the bytes of each range, in the order asked. Raises FileNotFoundError."""
     runs = _runs(ranges)
-    with ThreadPoolExecutor(_THREADS) as threads:
+    with ThreadPoolExecutor(min(len(runs), store_settings().requests) or 1) as threads:
         blocks = list(threads.map(lambda run: store.read(*run[0]), runs))
     result = [b""] * len(ranges)
     for (whole, members), block in zip(runs, blocks, strict=True):

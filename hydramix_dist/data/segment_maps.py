@@ -1,12 +1,13 @@
 """Label maps as objects beside the shards, one for each side, settings and library version; read by byte range.
 
-An object is three files: the maps (lossless 16-bit grey PNG), their index, and its own record, written last.
+An object is files of maps (lossless 16-bit grey PNG), their index, and its own record, written last.
 """
 
+import contextlib
 import hashlib
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 
@@ -17,14 +18,25 @@ from PIL import Image
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from hydramix_dist.config.schema import SegmentSettings
+from hydramix_dist.data.fetch import Piece, read_pieces, read_whole
 from hydramix_dist.data.manifest import FileRecord, broken_record, check_schema, file_record
-from hydramix_dist.data.ranges import Range, read_ranges
-from hydramix_dist.data.shards import read_table, table_bytes, with_places
+from hydramix_dist.data.shards import ROWS_PER_SHARD, read_table, table_bytes, with_places
 from hydramix_dist.errors import UserError
+from hydramix_dist.store.cache import node_cache
 from hydramix_dist.store.store import Store
 
 FOLDER = "segments"
-_SCHEMA_VERSION = 1
+_SCHEMA_VERSION = 2
+_INDEX_SCHEMA = pa.schema(
+    [
+        ("id", pa.string()),
+        ("file", pa.string()),
+        ("offset", pa.int64()),
+        ("length", pa.int64()),
+        ("sha256", pa.string()),
+    ]
+)
+_MAKE_AGAIN = f"delete {{store}}/{FOLDER}, the maps are then made again"
 
 
 class SegmentRecord(BaseModel):
@@ -44,27 +56,32 @@ class SegmentRecord(BaseModel):
 class SegmentMaps:
     """The label maps of a split at one side, opened for reading single maps."""
 
-    def __init__(self, store: Store, stem: str) -> None:
+    def __init__(self, store: Store, key: "MapKey") -> None:
         """Open a made object. Raises UserError where a file of it is missing or damaged."""
-        self._store, self._file = store, f"{stem}.parquet"
-        record = read_record(store, f"{stem}.json")
-        table = read_table(_verified(store, record.files[1]))
-        self._ranges = list(zip(table["offset"].to_pylist(), table["length"].to_pylist(), strict=True))
-        self._digests, self._ids = table["sha256"].to_pylist(), table["id"].to_pylist()
+        self._store, self._key = store, key
+        with self._forgotten_when_broken():
+            index = read_table(read_whole(store, find_record(store, key).files[-1], _MAKE_AGAIN)).to_pylist()
+        self._pieces = [
+            Piece(row["file"], row["offset"], row["length"], row["sha256"], f"the map of '{row['id']}'")
+            for row in index
+        ]
 
     def read(self, rows: Sequence[int]) -> npt.NDArray[np.int32]:
         """Return maps [len(rows), side, side]. Raises UserError naming file and image where one is damaged."""
+        with self._forgotten_when_broken():
+            found = read_pieces(self._store, [self._pieces[row] for row in rows], _MAKE_AGAIN)
+        return np.stack([np.array(Image.open(io.BytesIO(data))).astype(np.int32) for data in found])
+
+    @contextlib.contextmanager
+    def _forgotten_when_broken(self) -> Iterator[None]:
+        """Let the node's cache forget the record of an object that is not whole: it may be made again otherwise."""
         try:
-            found = read_ranges(self._store, [Range(self._file, *self._ranges[row]) for row in rows])
-        except FileNotFoundError as error:
-            raise UserError(f"{self._store.path(self._file)} is missing; {_way_out(self._store)}") from error
-        maps = []
-        for row, data in zip(rows, found, strict=True):
-            if hashlib.sha256(data).hexdigest() != self._digests[row]:
-                where = f"{self._store.path(self._file)} is damaged at the map of '{self._ids[row]}'"
-                raise UserError(f"{where}; {_way_out(self._store)}")
-            maps.append(np.array(Image.open(io.BytesIO(data))).astype(np.int32))
-        return np.stack(maps)
+            yield
+        except UserError:
+            cache = node_cache()
+            if cache is not None:
+                cache.forget(self._key.name)
+            raise
 
 
 @dataclass(frozen=True)
@@ -79,23 +96,36 @@ class MapKey:
     @property
     def stem(self) -> str:
         """Return the object's path without suffix: another choice or library version has another one."""
-        key = [self.fingerprint, self.side, self.settings.model_dump(mode="json"), _versions()]
+        key = [_SCHEMA_VERSION, self.fingerprint, self.side, self.settings.model_dump(mode="json"), _versions()]
         digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
         return f"{FOLDER}/{self.split}-s{self.side}-{digest[:12]}"
 
+    @property
+    def name(self) -> str:
+        """Return what the node's cache knows its record by: all that decides it."""
+        return f"{self.stem} of {self.fingerprint}"
 
-def write_maps(store: Store, key: MapKey, ids: Sequence[str], maps: Sequence[bytes]) -> None:
-    """Write the maps of a split's images, in order, with an index; the object's own record is written last."""
-    data, places = with_places(pa.table({"id": pa.array(ids), "map": pa.array(maps, pa.binary())}), "map", maps)
-    index = {
-        "id": pa.array(ids),
-        "offset": pa.array([place.offset for place in places], pa.int64()),
-        "length": pa.array([place.length for place in places], pa.int64()),
-        "sha256": pa.array([hashlib.sha256(png).hexdigest() for png in maps]),
-    }
-    files = {f"{key.stem}.parquet": data, f"{key.stem}.index.parquet": table_bytes(pa.table(index))}
-    for path, content in files.items():
-        store.put(path, content)
+
+def write_maps(
+    store: Store, key: MapKey, ids: Sequence[str], made: Iterable[Sequence[bytes]], told: Callable[[int], None]
+) -> None:
+    """Write the maps of a split's images, which come in order and in batches; the object's own record is written last.
+
+    One file of maps is held in memory at a time. `told(done)` hears how many maps are made.
+    """
+    files: list[FileRecord] = []
+    index: list[dict[str, object]] = []
+    held: list[bytes] = []
+    for batch in made:
+        held.extend(batch)
+        told(len(index) + len(held))
+        while len(held) >= ROWS_PER_SHARD:
+            files.append(_write_file(store, key, ids, held[:ROWS_PER_SHARD], index))
+            held = held[ROWS_PER_SHARD:]
+    if held:
+        files.append(_write_file(store, key, ids, held, index))
+    table = table_bytes(pa.Table.from_pylist(index, schema=_INDEX_SCHEMA))
+    store.put(f"{key.stem}.index.parquet", table)
     record = SegmentRecord(
         schema_version=_SCHEMA_VERSION,
         split=key.split,
@@ -103,9 +133,40 @@ def write_maps(store: Store, key: MapKey, ids: Sequence[str], maps: Sequence[byt
         settings=key.settings,
         fingerprint=key.fingerprint,
         versions=_versions(),
-        files=tuple(file_record(path, content) for path, content in files.items()),
+        files=(*files, file_record(f"{key.stem}.index.parquet", table)),
     )
     store.put(f"{key.stem}.json", (record.model_dump_json(indent=2) + "\n").encode())
+
+
+def _write_file(
+    store: Store, key: MapKey, ids: Sequence[str], maps: Sequence[bytes], index: list[dict[str, object]]
+) -> FileRecord:
+    """Write the maps that come next and add their places to the index."""
+    names = ids[len(index) : len(index) + len(maps)]
+    path = f"{key.stem}-{len(index) // ROWS_PER_SHARD:05d}.parquet"
+    data, places = with_places(pa.table({"id": pa.array(names), "map": pa.array(maps, pa.binary())}), "map", maps)
+    store.put(path, data)
+    for name, place, png in zip(names, places, maps, strict=True):
+        digest = hashlib.sha256(png).hexdigest()
+        index.append({"id": name, "file": path, "offset": place.offset, "length": place.length, "sha256": digest})
+    return file_record(path, data)
+
+
+def has_maps(store: Store, key: MapKey) -> bool:
+    """Return whether the maps are made."""
+    return _cached_record(store, key) is not None or store.exists(f"{key.stem}.json")
+
+
+def find_record(store: Store, key: MapKey) -> SegmentRecord:
+    """Return the record of made maps, out of the node's cache where it is there. Raises as `read_record`."""
+    text = _cached_record(store, key)
+    if text is not None:
+        return SegmentRecord.model_validate_json(text)
+    record = read_record(store, f"{key.stem}.json")
+    cache = node_cache()
+    if cache is not None and store.local_path() is None:
+        cache.note(key.name, record.model_dump_json().encode())
+    return record
 
 
 def read_record(store: Store, path: str) -> SegmentRecord:
@@ -118,19 +179,10 @@ def read_record(store: Store, path: str) -> SegmentRecord:
         raise broken_record(store.path(path)) from error
 
 
-def _verified(store: Store, record: FileRecord) -> bytes:
-    try:
-        data = store.read(record.path)
-    except FileNotFoundError:
-        data = b""
-    if hashlib.sha256(data).hexdigest() != record.sha256:
-        raise UserError(f"{store.path(record.path)} is missing or damaged; {_way_out(store)}")
-    return data
+def _cached_record(store: Store, key: MapKey) -> bytes | None:
+    cache = node_cache() if store.local_path() is None else None
+    return None if cache is None else cache.known(key.name)
 
 
 def _versions() -> dict[str, str]:
     return {"scikit-image": version("scikit-image")}
-
-
-def _way_out(store: Store) -> str:
-    return f"delete {store.path(FOLDER)}, the maps are then made again"

@@ -1,5 +1,6 @@
 """The second half of an import: parts become shards, index and the record of them."""
 
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -103,6 +104,7 @@ def _write_shards(
             for row, image, place in zip(rows, images, places, strict=True):
                 entry = {name: row[name] for name in ("sha256", "width", "height", "thumbnail")}
                 entry |= {"id": image.id, "split": split, "label": image.label, "file": path}
+                entry |= {"stored_sha256": hashlib.sha256(image.png).hexdigest()}
                 index[split].append(entry | place._asdict())
     return files, pa.Table.from_pylist([row for split in SPLITS for row in index[split]], schema=INDEX_SCHEMA)
 

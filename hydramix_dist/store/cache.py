@@ -1,4 +1,4 @@
-"""What was read from object storage, kept on the node's disk for all its processes: one file a content, named by sha256.
+"""What was read from object storage, kept on the node's disk for all its processes: one file a content, by sha256.
 
 A file appears by a rename, so that readers never see half of one and a killed writer leaves only a temporary file. Who
 reads checks the content against its name: a damaged file is removed and read from the store again.
@@ -9,6 +9,7 @@ import fcntl
 import hashlib
 import logging
 import os
+import re
 import time
 import uuid
 from collections.abc import Iterator
@@ -52,9 +53,11 @@ class Cache:
 
     def put(self, sha256: str, data: bytes | memoryview) -> None:
         """Keep a content that the caller has checked; where the disk refuses, say so once and go on without."""
+        self._keep(self._path(sha256), data)
+
+    def _keep(self, path: Path, data: bytes | memoryview) -> None:
         if not self._works:
             return
-        path = self._path(sha256)
         temporary = path.with_name(f"{_TEMPORARY}{uuid.uuid4().hex}")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -71,8 +74,29 @@ class Cache:
             self._works = False
             _log.warning("the cache in %s takes nothing more (%s); going on without it", self.folder, error.strerror)
 
+    def known(self, name: str) -> bytes | None:
+        """Return the content that was noted under a name, None where none was, or it is not there any more."""
+        try:
+            sha256 = self._note(name).read_text()
+        except OSError:
+            return None
+        return self.get(sha256) if re.fullmatch("[0-9a-f]{64}", sha256) else None
+
+    def note(self, name: str, data: bytes) -> None:
+        """Keep a content that never changes under its name: one that holds a digest of all that decides it."""
+        sha256 = hashlib.sha256(data).hexdigest()
+        self.put(sha256, data)
+        self._keep(self._note(name), sha256.encode())
+
+    def forget(self, name: str) -> None:
+        """Forget what was noted under a name."""
+        self._note(name).unlink(missing_ok=True)
+
     def _path(self, sha256: str) -> Path:
         return self.folder / sha256[:2] / sha256
+
+    def _note(self, name: str) -> Path:
+        return self._path(hashlib.sha256(name.encode()).hexdigest()).with_suffix(".name")
 
     def _evict(self) -> None:
         """Remove the longest unused files above the limit, and temporary ones of killed writers."""

@@ -15,7 +15,6 @@ from typing import Any, TypeVar
 
 import aiohttp
 import s3fs
-from fsspec.asyn import sync_wrapper
 from botocore.exceptions import (
     BotoCoreError,
     ClientError,
@@ -31,6 +30,7 @@ from botocore.exceptions import (
     SSLError,
 )
 from botocore.parsers import ResponseParserError
+from fsspec.asyn import sync_wrapper
 
 from hydramix_dist.config.store import StoreSettings
 from hydramix_dist.errors import UserError

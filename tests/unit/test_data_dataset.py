@@ -106,9 +106,9 @@ def test_verify_names_missing_cut_and_damaged_files(copied: Path) -> None:
     stem = MapKey(Dataset.open(str(copied)).fingerprint, "train", 64, SETTINGS).stem
     (copied / "test-00000.parquet").unlink()
     edited(copied / "index.parquet", lambda content: content.__delitem__(slice(-3, None)))
-    edited(copied / f"{stem}.parquet", lambda content: content.__setitem__(40, content[40] ^ 1))
+    edited(copied / f"{stem}-00000.parquet", lambda content: content.__setitem__(40, content[40] ^ 1))
     problems = {damage.path: damage.problem for damage in verify(str(copied))}
-    assert set(problems) == {"test-00000.parquet", "index.parquet", f"{stem}.parquet"}
+    assert set(problems) == {"test-00000.parquet", "index.parquet", f"{stem}-00000.parquet"}
     assert problems["test-00000.parquet"] == "missing" and "bytes" in problems["index.parquet"]
     with pytest.raises(UserError, match=r"index\.parquet is damaged"):
         Dataset.open(str(copied))
@@ -122,7 +122,11 @@ def test_verify_sees_an_edited_record(copied: Path) -> None:
 
 @pytest.mark.parametrize(
     ("change", "words"),
-    [(('"schema_version": 1', '"schema_version": 2'), "schema version 2"), (('"classes"', '"clas"'), "damaged")],
+    [
+        (('"schema_version": 2', '"schema_version": 3'), "schema version 3"),
+        (('"schema_version": 2', '"schema_version": 1'), "older version .* import the source again"),
+        (('"classes"', '"clas"'), "damaged"),
+    ],
 )
 def test_newer_and_broken_records_are_answers(copied: Path, change: tuple[str, str], words: str) -> None:
     text = (copied / "manifest.json").read_text()
@@ -171,8 +175,8 @@ def test_damaged_map_is_named_and_made_again_when_deleted(copied: Path) -> None:
     def wipe(content: bytearray) -> None:
         content[: len(content) // 2] = bytes(len(content) // 2)
 
-    edited(copied / f"{stem}.parquet", wipe)
-    with pytest.raises(UserError, match=r"damaged at the map of 'train/a/000\.png'; delete"):
+    edited(copied / f"{stem}-00000.parquet", wipe)
+    with pytest.raises(UserError, match=r"damaged: the map of 'train/a/000\.png' is not what was written; delete"):
         Dataset.open(str(copied)).segments([0], 64, SETTINGS)
     shutil.rmtree(copied / "segments")
     assert torch.equal(Dataset.open(str(copied)).segments([3], 64, SETTINGS), whole)

@@ -216,7 +216,32 @@ def test_a_full_disk_is_an_answer_and_costs_nothing_done(tiny_disk: Path) -> Non
     store.put("small", b"fits again")
 
 
-@pytest.mark.parametrize("url", ["s3://bucket/folder", "https://host/folder"])
-def test_storage_that_is_not_served_yet_is_said(url: str) -> None:
-    with pytest.raises(UserError, match="is not served yet; give a folder on this machine's disk"):
+@pytest.mark.parametrize(
+    ("url", "words"),
+    [
+        ("s3:/bucket/folder", "'s3:/bucket/folder' is no URL; write it as s3://BUCKET/PREFIX"),
+        ("s3//bucket/folder", "is no URL"),
+        ("s3://", "names no bucket"),
+        ("s3:///folder", "names no bucket"),
+        ("s3://Bucket/folder", "3 to 63 small letters"),
+        ("s3://bucket//folder", "an empty part"),
+        ("s3://bucket/a/../b", r"or '\.\.' between its slashes"),
+        ("nowhere://host/folder", "is no storage that this installation can open"),
+    ],
+)
+def test_a_malformed_url_is_an_answer(url: str, words: str) -> None:
+    with pytest.raises(UserError, match=words):
         Store(url)
+
+
+def test_credentials_in_a_url_are_refused_and_not_repeated() -> None:
+    with pytest.raises(UserError, match="credentials in it is refused") as caught:
+        Store("s3://AKIAEXAMPLE:verysecret@bucket/folder")
+    assert "verysecret" not in str(caught.value) and "AKIAEXAMPLE" not in str(caught.value)
+
+
+def test_urls_of_object_storage_keep_their_form() -> None:
+    assert Store("s3://bucket/folder/").url == "s3://bucket/folder"
+    assert Store("s3a://bucket/folder").child("x/y").url == "s3://bucket/folder/x/y"
+    assert Store("s3://bucket").child("x").path("y") == "s3://bucket/x/y"
+    assert Store("s3://bucket/folder").local_path() is None

@@ -1,0 +1,99 @@
+"""Bytes of a data set, each checked against its recorded sha256 before use: from the node's cache, else from the store.
+
+On this machine's own disk there is no cache in between. What does not match is read once more, for it may have been
+damaged on the way; then it is an error.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+from hydramix_dist.config.store import store_settings
+from hydramix_dist.data.manifest import FileRecord
+from hydramix_dist.data.ranges import Range, read_ranges
+from hydramix_dist.errors import UserError
+from hydramix_dist.store import Store
+from hydramix_dist.store.cache import Cache, node_cache
+
+_PART = 8 * 2**20  # bytes of one request: large enough to be worth it, small enough for several side by side
+
+
+class Piece(NamedTuple):
+    """A checked part of a file: its byte range, sha256, and what it is called in errors ("image 'a/b.png'")."""
+
+    file: str
+    offset: int
+    length: int
+    sha256: str
+    name: str
+
+
+IMPORT_AGAIN = "see: hydramix data verify {store}, then import again into an empty folder"
+
+
+def read_whole(store: Store, file: FileRecord, way_out: str = IMPORT_AGAIN) -> bytes:
+    """Return a file's content. Raises UserError, with the way out, where it is missing or not what was written."""
+    cache = _cache(store)
+    data = cache.get(file.sha256) if cache else None
+    if data is not None:
+        return data
+    for _ in range(2):
+        data = _read(store, file, way_out)
+        if hashlib.sha256(data).hexdigest() == file.sha256:
+            if cache:
+                cache.put(file.sha256, data)
+            return data
+    raise damaged(store, file.path, "its content is not what was written", way_out)
+
+
+def read_pieces(store: Store, pieces: Sequence[Piece], way_out: str = IMPORT_AGAIN) -> list[bytes]:
+    """Return the content of each piece, in order. Raises UserError naming file and piece where one is not whole."""
+    cache = _cache(store)
+    found = [cache.get(piece.sha256) if cache else None for piece in pieces]
+    for last in (False, True):
+        absent = [position for position, data in enumerate(found) if data is None]
+        if not absent:
+            break
+        wanted = [pieces[position] for position in absent]
+        for position, data in zip(absent, _read_ranges(store, wanted, way_out), strict=True):
+            piece = pieces[position]
+            if hashlib.sha256(data).hexdigest() == piece.sha256:
+                found[position] = data
+                if cache:
+                    cache.put(piece.sha256, data)
+            elif last:
+                raise damaged(store, piece.file, f"{piece.name} is not what was written", way_out)
+    return [data for data in found if data is not None]
+
+
+def damaged(store: Store, path: str, problem: str, way_out: str = IMPORT_AGAIN) -> UserError:
+    """Return the error for a file of a data set that is not as it was written."""
+    return UserError(f"{store.path(path)} is damaged: {problem}; {way_out.format(store=store.url)}")
+
+
+def _read(store: Store, file: FileRecord, way_out: str) -> bytes:
+    try:
+        if file.bytes <= _PART:
+            return store.read(file.path)
+        parts = [(first, min(_PART, file.bytes - first)) for first in range(0, file.bytes, _PART)]
+        with ThreadPoolExecutor(min(len(parts), store_settings().requests)) as threads:
+            return b"".join(threads.map(lambda part: store.read(file.path, *part), parts))
+    except FileNotFoundError as error:
+        raise _missing(store, file.path, way_out) from error
+
+
+def _read_ranges(store: Store, pieces: Sequence[Piece], way_out: str) -> list[bytes]:
+    try:
+        return read_ranges(store, [Range(piece.file, piece.offset, piece.length) for piece in pieces])
+    except FileNotFoundError as error:
+        missing = next((piece.file for piece in pieces if not store.exists(piece.file)), pieces[0].file)
+        raise _missing(store, missing, way_out) from error
+
+
+def _missing(store: Store, path: str, way_out: str) -> UserError:
+    return UserError(f"{store.path(path)} is missing; {way_out.format(store=store.url)}")
+
+
+def _cache(store: Store) -> Cache | None:
+    return node_cache() if store.local_path() is None else None
