@@ -12,10 +12,11 @@ import numpy as np
 import torch
 
 from hydramix_dist.config.schema import PilotSettings
+from hydramix_dist.data.held_out import HeldOut
 from hydramix_dist.mixing.mixer import Mixer, PixelMixing
 from hydramix_dist.models.generator import Generator
 from hydramix_dist.models.placement import placed
-from hydramix_dist.training.classifier import ClassifierInputs, ClassifierTraining, HeldOut
+from hydramix_dist.training.classifier import ClassifierInputs, ClassifierTraining
 from hydramix_dist.training.group import Alone
 
 

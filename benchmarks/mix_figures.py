@@ -152,7 +152,7 @@ def classifier_row(store: Store, train: Seen, held_out: Seen) -> Row:
         side = trained.settings.side
         if x_BCHW.shape[-1] != side:  # as mixes are brought to the classifier's side
             x_BCHW = F.interpolate(x_BCHW, size=side, mode="bilinear", align_corners=True)
-        answers_B = predict(trained.network, to_uint8(x_BCHW), torch.device("cpu")).argmax(1)
+        answers_B = predict(trained.network, [to_uint8(x_BCHW)], torch.device("cpu")).argmax(1)
         return round(float((answers_B == labels_B).double().mean()), 3)
 
     return {

@@ -6,7 +6,8 @@ Ratios are to the default. Run: `python benchmarks/steps.py [--compile]` (its fi
 import common
 
 from hydramix_dist.config.schema import RuntimeSettings
-from hydramix_dist.training.classifier import ClassifierInputs, ClassifierTraining, HeldOut
+from hydramix_dist.data.held_out import HeldOut
+from hydramix_dist.training.classifier import ClassifierInputs, ClassifierTraining
 from hydramix_dist.training.generator import GeneratorTraining
 from hydramix_dist.training.group import Alone
 

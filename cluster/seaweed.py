@@ -74,6 +74,11 @@ class Seaweed:
         """Return the id of the process that serves, None while none does."""
         return self._process.pid if self._process else None
 
+    @property
+    def identities(self) -> tuple[Identity, ...]:
+        """Return the identities that it was last started with, or will be."""
+        return self._identities
+
     def environment(self, name: str = ADMIN.name) -> dict[str, str]:
         """Return the variables by which any S3 client finds the server as the identity of that name."""
         key, secret = self._keys[name]
@@ -92,8 +97,8 @@ class Seaweed:
 
         By default it may do everything; `endpoint` leads it through a proxy in front of the server.
         """
-        import botocore.session  # type: ignore[import-untyped]
-        from botocore.config import Config  # type: ignore[import-untyped]
+        import botocore.session
+        from botocore.config import Config
 
         key, secret = self._keys[name]
         return botocore.session.Session().create_client(
@@ -125,7 +130,8 @@ class Seaweed:
         """
         from prometheus_client.parser import text_string_to_metric_families
 
-        with urllib.request.urlopen(f"http://{HOST}:{self._metrics}/metrics", timeout=10) as answer:
+        direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        with direct.open(f"http://{HOST}:{self._metrics}/metrics", timeout=10) as answer:
             families = text_string_to_metric_families(answer.read().decode())
         counts: dict[str, int] = {}
         for sample in (sample for family in families for sample in family.samples):
@@ -144,6 +150,8 @@ class Seaweed:
             folder.mkdir(parents=True, exist_ok=True)
         # The server writes down the options of a start and takes them up at the next one.
         (data / "mini.options").unlink(missing_ok=True)
+        # Keys found in the environment would make their bearer an administrator, whatever the identities say.
+        environment = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "S3_"))}
         output = self._folder / "output.txt"
         with output.open("ab") as file:
             self._process = subprocess.Popen(
@@ -151,7 +159,7 @@ class Seaweed:
                 stdin=subprocess.DEVNULL,
                 stdout=file,
                 stderr=subprocess.STDOUT,
-                env=os.environ | {"GOMEMLIMIT": "512MiB"},
+                env=environment | {"GOMEMLIMIT": "512MiB"},
                 start_new_session=True,  # Ctrl-C is the user's word to the program that runs this, not to the server
             )
         try:
@@ -205,6 +213,7 @@ class Seaweed:
             yield from (f"-s3.cert.file={self._tls.certificate}", f"-s3.key.file={self._tls.key}")
 
     def _set_identities(self, identities: Sequence[Identity]) -> None:
+        self._identities = tuple(identities)
         everyone = [Identity(_OPERATOR, ("Admin",)), *identities]
         for identity in everyone:
             self._keys.setdefault(identity.name, (secrets.token_hex(10).upper(), secrets.token_hex(20)))
@@ -276,7 +285,7 @@ def _round(client: Any, words: bytes) -> None:
 
 def _succeeds(attempt: Callable[[], None]) -> bool:
     """Return whether a request is served; anything a server that is not up yet may answer counts as no."""
-    from botocore.exceptions import BotoCoreError, ClientError  # type: ignore[import-untyped]
+    from botocore.exceptions import BotoCoreError, ClientError
 
     try:
         attempt()

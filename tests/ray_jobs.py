@@ -81,16 +81,14 @@ class Job:
             return should_stop()
 
         telling = progress if group.rank == 0 else lambda images, total: None
-        context = replace(
-            tiny.context(self.folder, self.kind, self.runtime, after_step, group),
-            progress=telling,
-        )
-        if self.kind == "generator":
-            settings, shots = tiny.generator_settings(), tiny.shot_set()
-            identity = generator_identity("data", shots.ids, 5, settings)
-            return train_generator(shots, settings, 5, identity, "nowhere", context)
-        settings, inputs = tiny.classifier_settings(), tiny.classifier_inputs()
-        return train_classifier(inputs, settings, 5, {"settings": "the test's"}, "nowhere", context)
+        with tiny.context(self.folder, self.kind, self.runtime, after_step, group) as surroundings:
+            context = replace(surroundings, progress=telling)
+            if self.kind == "generator":
+                settings, shots = tiny.generator_settings(), tiny.shot_set()
+                identity = generator_identity("data", shots.ids, 5, settings)
+                return train_generator(shots, settings, 5, identity, "nowhere", context)
+            settings, inputs = tiny.classifier_settings(), tiny.classifier_inputs()
+            return train_classifier(inputs, settings, 5, {"settings": "the test's"}, "nowhere", context)
 
     def _suffer(self, should_stop: Callable[[], bool]) -> None:
         if self.fault == "killed":

@@ -20,14 +20,16 @@ from hydramix_dist.checkpoint import EngineState, load_newest, weights_digest
 from hydramix_dist.config.load import build
 from hydramix_dist.config.schema import ClassifierSettings, GeneratorSettings, RuntimeSettings
 from hydramix_dist.data.draws import uniform
+from hydramix_dist.data.held_out import HeldOut
 from hydramix_dist.data.shots import ShotSet
 from hydramix_dist.errors import Interrupted
 from hydramix_dist.mixing.mixer import Mixer
 from hydramix_dist.models.generator import Generator
 from hydramix_dist.models.trained import TrainedGenerator
 from hydramix_dist.store import Store
+from hydramix_dist.store.journal import Journal
 from hydramix_dist.telemetry import JsonlSink, Recorder
-from hydramix_dist.training.classifier import ClassifierInputs, ClassifierTraining, HeldOut, train_classifier
+from hydramix_dist.training.classifier import ClassifierInputs, ClassifierTraining, train_classifier
 from hydramix_dist.training.generator import GeneratorTraining, generator_identity, train_generator
 from hydramix_dist.training.group import Alone, Group
 from hydramix_dist.training.loop import Context, Training
@@ -123,17 +125,19 @@ def never() -> bool:
     return False
 
 
+@contextlib.contextmanager
 def context(
     folder: Path | Store,
     role: str,
     runtime: RuntimeSettings = RUNTIME,
     should_stop: Callable[[], bool] = never,
     group: Group = ALONE,
-) -> Context:
-    """Return what surrounds a training in a folder."""
+) -> Iterator[Context]:
+    """Yield what surrounds a training in a folder."""
     store = folder if isinstance(folder, Store) else Store(folder)
-    sinks = [JsonlSink(lambda line: store.append("metrics.jsonl", line))] if group.rank == 0 else []
-    return Context(group, store, Recorder(sinks, role=role), runtime, lambda done, total: None, should_stop)
+    with Journal(store, "metrics.jsonl") if group.rank == 0 else contextlib.nullcontext() as journal:
+        sinks = [] if journal is None else [JsonlSink(journal.write)]
+        yield Context(group, store, Recorder(sinks, role=role), runtime, lambda done, total: None, should_stop)
 
 
 def run_generator(
@@ -147,8 +151,8 @@ def run_generator(
     """Train, or go on training, a generator in a folder; return its result."""
     settings, shots = settings or generator_settings(), shots or shot_set()
     identity = generator_identity("data", shots.ids, 5, settings)
-    surroundings = context(folder, "generator", runtime, should_stop, group)
-    return train_generator(shots, settings, 5, identity, "nowhere", surroundings)
+    with context(folder, "generator", runtime, should_stop, group) as surroundings:
+        return train_generator(shots, settings, 5, identity, "nowhere", surroundings)
 
 
 def generator_training(
@@ -204,8 +208,8 @@ def run_classifier(
     """Train, or go on training, a classifier in a folder; return its result."""
     settings = settings or classifier_settings()
     inputs = inputs or classifier_inputs(bf16=runtime.precision == "bf16")
-    surroundings = context(folder, "classifier", runtime, should_stop, group)
-    return train_classifier(inputs, settings, 5, {"settings": "the test's"}, "nowhere", surroundings)
+    with context(folder, "classifier", runtime, should_stop, group) as surroundings:
+        return train_classifier(inputs, settings, 5, {"settings": "the test's"}, "nowhere", surroundings)
 
 
 def assert_near(now: Mapping[str, EngineState], then: Mapping[str, EngineState]) -> None:

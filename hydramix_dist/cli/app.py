@@ -101,9 +101,9 @@ def train(
 @app.command()
 def predict(
     run: Annotated[str, typer.Argument(help="folder of a pilot, or of one of its classifiers")],
-    images: Annotated[Path, typer.Argument(help="an image, or a folder of images")],
+    images: Annotated[str, typer.Argument(help="an image, or a folder of images")],
     arm: Annotated[str | None, typer.Option(help="arm of a pilot to use; none: the one with the best mean")] = None,
-    out: Annotated[Path | None, typer.Option(help="CSV file to write; none: print")] = None,
+    out: Annotated[str | None, typer.Option(help="CSV file to write; none: print")] = None,
     json_: JsonFlag = False,
 ) -> None:
     """Classify new images with a finished run: one line an image with class and probability."""
@@ -129,12 +129,15 @@ def report(
 @app.command()
 def doctor(
     folder: Annotated[str, typer.Argument(help="where runs will be written")] = ".",
+    store: Annotated[
+        str | None, typer.Option(help="URL at which to try what its credentials permit: list, get, put, delete")
+    ] = None,
     json_: JsonFlag = False,
 ) -> None:
-    """Check this machine: what works, what is missing, how to mend it."""
+    """Check this machine, and a store: what works, what is missing, how to mend it."""
     from hydramix_dist.cli.doctor import doctor_command
 
-    raise typer.Exit(doctor_command(folder, json_))
+    raise typer.Exit(doctor_command(folder, store, json_))
 
 
 @data_app.command("import")

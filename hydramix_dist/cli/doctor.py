@@ -6,9 +6,9 @@ from dataclasses import asdict
 from hydramix_dist.orchestration.doctor import examine
 
 
-def doctor_command(folder: str, json_: bool) -> int:
+def doctor_command(folder: str, store: str | None, json_: bool) -> int:
     """Show the findings; return 0, or 1 where something is broken."""
-    checks = examine(folder)
+    checks = examine(folder, store)
     if json_:
         print(json.dumps([asdict(check) for check in checks]))
     else:

@@ -5,20 +5,20 @@ import io
 import json
 import sys
 from dataclasses import asdict
-from pathlib import Path
 
 from hydramix_dist.cli.console import print_json
 from hydramix_dist.orchestration.predict import choose_classifier, classify, find_images
 from hydramix_dist.store import Store
 
 
-def predict_command(run: str, images: Path, arm: str | None, out: Path | None, json_: bool) -> int:
+def predict_command(run: str, images: str, arm: str | None, out: str | None, json_: bool) -> int:
     """Write a CSV line for each image; return 0, or 1 where an image could not be read."""
     classifier = choose_classifier(Store(run), arm)
     predictions = classify(classifier, find_images(images))
     text = _csv([asdict(p) for p in predictions])
     if out is not None:
-        Store(out.parent).put(out.name, text.encode())
+        folder, _, name = out.rpartition("/")
+        Store(folder or ".").put(name, text.encode())
     if json_:
         print_json(json.dumps({"classifier": classifier.url, "predictions": [asdict(p) for p in predictions]}))
     elif out is None:

@@ -14,6 +14,7 @@ from hydramix_dist.config.load import build, parse, read_yaml
 from hydramix_dist.errors import UserError
 
 VARIABLE = "HYDRAMIX_STORE"
+_AWS = {"endpoint": ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"), "region": ("AWS_REGION", "AWS_DEFAULT_REGION")}
 _SECRETS = ("key", "secret", "token", "password", "credential")
 
 
@@ -56,19 +57,21 @@ class StoreSettings(Settings):
 def store_settings() -> StoreSettings:
     """Return the settings that HYDRAMIX_STORE holds: the path of a YAML file, or a mapping such as `{cache: null}`.
 
-    Raises UserError where they are wrong, or hold credentials.
+    What it leaves open of endpoint and region is taken from AWS's own variables. Raises UserError where they are wrong,
+    or hold credentials.
     """
-    return _settings(os.environ.get(VARIABLE, ""))
+    named = [[os.environ[name] for name in names if os.environ.get(name)] for names in _AWS.values()]
+    return _settings(os.environ.get(VARIABLE, ""), tuple(next(iter(values), None) for values in named))
 
 
 def portable() -> dict[str, str]:
-    """Return the environment that gives another machine's process the same settings: no path, no credentials."""
-    text = os.environ.get(VARIABLE, "")
-    return {VARIABLE: json.dumps(_settings(text).model_dump(exclude_unset=True))} if text else {}
+    """Return the environment that gives another machine's process the same settings, credentials aside."""
+    tree = store_settings().model_dump(exclude_unset=True, exclude_none=True)
+    return {VARIABLE: json.dumps(tree)} if tree else {}
 
 
 @lru_cache(maxsize=8)
-def _settings(text: str) -> StoreSettings:
+def _settings(text: str, aws: tuple[str | None, ...]) -> StoreSettings:
     tree = _tree(text)
     for key in tree:
         if key not in StoreSettings.model_fields and any(word in str(key).lower() for word in _SECRETS):
@@ -76,6 +79,9 @@ def _settings(text: str) -> StoreSettings:
                 f"{VARIABLE}: '{key}' is no place for credentials; give them as AWS_ACCESS_KEY_ID and "
                 "AWS_SECRET_ACCESS_KEY, as a profile in ~/.aws, or as a role of the machine"
             )
+    for key, value in zip(_AWS, aws, strict=True):
+        if tree.get(key) is None and value is not None:
+            tree[key] = value
     return build(StoreSettings, tree, VARIABLE if text.lstrip().startswith("{") else f"{VARIABLE} ({text})")
 
 

@@ -23,7 +23,7 @@ from typing import IO
 from hydramix_dist.data.decode import MAX_BYTES, Refusal
 from hydramix_dist.data.manifest import Refused
 from hydramix_dist.errors import UserError
-from hydramix_dist.store.store import disk_errors_as_answers
+from hydramix_dist.store.disk import disk_errors_as_answers
 
 Reader = Callable[[], bytes]
 _SPOOL = 512 * 2**20

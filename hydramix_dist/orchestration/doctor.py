@@ -7,7 +7,6 @@ can still speak where torch itself is broken.
 import os
 import shutil
 import sys
-import uuid
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,15 +17,15 @@ from typing import Literal
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
-from hydramix_dist.errors import UserError
 from hydramix_dist.store import Store
+from hydramix_dist.store.probe import GET, LIST, RANGED_GET, Finding, probe
 
 GIB = 2**30
 MEMORY_NEEDED = 2 * GIB  # our choice: the quick pilot on two cores with room for the system
 DISK_NEEDED = 1 * GIB  # our choice: checkpoints and report of a pilot, several times over
 
 # Declared dependencies that no command of this version calls; they are looked up, never imported.
-_NOT_NEEDED_YET = ("s3fs", "prometheus-client")
+_NOT_NEEDED_YET = ("prometheus-client",)
 
 State = Literal["ok", "missing", "broken"]
 
@@ -41,11 +40,13 @@ class Check:
     mend: str = ""
 
 
-def examine(out: str = ".") -> list[Check]:
-    """Return the findings on this machine, in the order in which to mend them.
+def examine(out: str = ".", store: str | None = None) -> list[Check]:
+    """Return the findings on this machine, in the order in which to mend them, and then those on a store.
 
-    `out` is the folder (path or URL) that runs would be written to; it need not exist and is not made.
+    `out` is the folder (path or URL) that runs would be written to; it need not exist and is not made. `store` is the
+    URL at which to try what its credentials permit. Raises UserError where that is no URL.
     """
+    asked = None if store is None else Store(store)
     tries: list[tuple[str, Callable[[], Check]]] = [
         ("python", _python),
         ("packages", _packages),
@@ -58,7 +59,27 @@ def examine(out: str = ".") -> list[Check]:
         ("output folder", lambda: _output_folder(out)),
         *((name, lambda name=name: _later(name)) for name in _NOT_NEEDED_YET),
     ]
-    return [_tried(name, check) for name, check in tries]
+    return [_tried(name, check) for name, check in tries] + ([] if asked is None else store_checks(asked))
+
+
+def store_checks(store: Store) -> list[Check]:
+    """Return what each kind of request at a store came to; only what reading needs counts as broken."""
+    return [_store_check(finding) for finding in probe(store)]
+
+
+def _store_check(finding: Finding) -> Check:
+    request, name = finding.request, f"store: {finding.request.name}"
+    if finding.state == "ok":
+        return Check(name, "ok", finding.detail)
+    if finding.state == "not tried":
+        return Check(name, "missing", finding.detail, "give the URL of a data set or of a run, or the right to write")
+    mends = {
+        "not permitted": f"give these credentials {request.right} there, or use others",
+        "not supported": "run one command at a time in a folder there, or use a store with conditional puts",
+        "broken": "mend what it says; if the store is right, try again",
+    }
+    state: State = "broken" if finding.state == "broken" or request in (LIST, GET, RANGED_GET) else "missing"
+    return Check(name, state, finding.detail, mends[finding.state])
 
 
 def _tried(name: str, check: Callable[[], Check]) -> Check:
@@ -218,7 +239,7 @@ def _disk(out: str) -> Check:
 
 
 def _output_folder(out: str) -> Check:
-    """Return whether an object can be put, read, put conditionally and removed where runs would be written.
+    """Return whether runs can be written: an object is listed, put, read, put conditionally and removed there.
 
     A local folder that does not exist yet is not made: its nearest existing parent is tried.
     """
@@ -226,16 +247,9 @@ def _output_folder(out: str) -> Check:
     local = store.local_path()
     if local is not None:
         store = Store(_existing(local))
-    probe = f".doctor-{uuid.uuid4().hex}"
-    try:
-        first = store.put_if_absent(f"{probe}/object", b"first")
-        second = store.put_if_absent(f"{probe}/object", b"second")
-        if not first or second or store.read(f"{probe}/object") != b"first":
-            return Check("output folder", "broken", f"{store.url} loses or mixes up writes", "choose another --out")
-    except UserError as error:
-        return Check("output folder", "broken", str(error), "choose another --out")
-    finally:
-        store.delete(probe)
+    bad = [finding.detail for finding in probe(store) if finding.state != "ok"]
+    if bad:
+        return Check("output folder", "broken", f"{store.url}: {'; '.join(bad)}", "choose another folder")
     return Check("output folder", "ok", f"{store.url} can be written, read and cleared")
 
 

@@ -77,6 +77,7 @@ def _trainer(task: Task, distributed: DistributedSettings, session: RaySession, 
 
     store = Store(task.folder_url)
     marker = f"ray/{store.name}/.validate_storage_marker"
+    storage_path, storage_filesystem = store.child("ray").for_ray()
     on_gpu = "GPU" in session.resources
     elastic = distributed.min_workers is not None
     return TorchTrainer(
@@ -91,7 +92,8 @@ def _trainer(task: Task, distributed: DistributedSettings, session: RaySession, 
         ),
         run_config=RunConfig(
             name=store.name,
-            storage_path=store.path("ray"),
+            storage_path=storage_path,
+            storage_filesystem=storage_filesystem,
             failure_config=FailureConfig(max_failures=distributed.max_failures),
             callbacks=[Reporter(desk)],
         ),

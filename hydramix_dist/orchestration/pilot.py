@@ -27,7 +27,8 @@ from hydramix_dist.orchestration.train import check_workers, run_distributed
 from hydramix_dist.report.page import REPORT_FILE, write_report
 from hydramix_dist.report.sheets import Sheet
 from hydramix_dist.store import Store
-from hydramix_dist.store.run import RunFolder, exclusively, read_run, read_status
+from hydramix_dist.store.lease import Held, exclusively
+from hydramix_dist.store.run import RunFolder, read_run, read_status
 from hydramix_dist.training import environment
 from hydramix_dist.training.classifier import classifier_length
 from hydramix_dist.training.generator import generator_length
@@ -62,7 +63,7 @@ def run_pilot(
     """
     check_source(source, out)
     check_workers(settings.distributed, settings.runtime, _lengths(settings), address)
-    with exclusively(out):
+    with exclusively(out) as held:
         facts = environment.facts(settings.runtime, prepare_device(settings.runtime))
         dataset = open_data(source, out, display)
         plan = make_plan(settings, dataset, out)  # before the folder is taken: what is refused here leaves it free
@@ -73,13 +74,15 @@ def run_pilot(
             warnings = _prepare(plan, settings, dataset, out, display)
             write = partial(_write, plan, results, settings, preset, dataset, warnings, facts, out)
             try:
-                failed = _train(plan, settings, address, results, display)
+                failed = _train(plan, settings, address, results, held, display)
             except Interrupted:
+                held.check()
                 if results:
                     write()
                 raise
             report = write()
         except BaseException as error:
+            held.check()
             folder.fail(str(error) or type(error).__name__)
             raise
         if failed:
@@ -112,12 +115,14 @@ def _train(
     settings: PilotSettings,
     address: str | None,
     results: dict[str, dict[str, Any]],
+    held: Held,
     display: Display,
 ) -> dict[str, str]:
     """Carry out the plan, filling `results` by task key as trainings end; return the errors of those that failed."""
     display.planned({key: task.name for key, task in plan.tasks.items()})
     failed: dict[str, str] = {}
     with Stop() as stop:
+        held.when_lost(stop.request)
         for ended in _carried_out(plan, settings, address, stop, display):
             display.ended(ended)
             if ended.result is not None:

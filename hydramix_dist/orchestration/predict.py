@@ -1,14 +1,17 @@
 """A finished classifier on new images."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import PurePosixPath
 
 import numpy as np
 import torch
 
 from hydramix_dist.config.schema import RuntimeSettings
-from hydramix_dist.data.decode import Refusal, decode, fit_square, resized
+from hydramix_dist.config.store import store_settings
+from hydramix_dist.data.decode import Pixels, Refusal, decode, fit_square, resized
+from hydramix_dist.data.held_out import BATCH
 from hydramix_dist.errors import UserError
 from hydramix_dist.evaluation.results import RESULTS_FILE, load_results
 from hydramix_dist.models.trained import load_classifier
@@ -56,42 +59,60 @@ def choose_classifier(run: Store, arm: str | None) -> Store:
     return run.child(f"classifiers/{best.arm}-n{shots}-seed{seed}")
 
 
-def classify(classifier: Store, paths: Sequence[Path]) -> list[Prediction]:
-    """Return a prediction for each image, in order. Images of any size and mode are fitted as at import."""
+def classify(classifier: Store, images: "Images") -> list[Prediction]:
+    """Return a prediction for each image, in order. Images of any size and mode are fitted as at import.
+
+    They are read ahead and scored in batches, so that memory does not grow with their number.
+    """
     trained = load_classifier(classifier)
-    runtime = RuntimeSettings(precision="fp32")
-    device = prepare_device(runtime)
-    pixels, errors = [], {}
-    for path in paths:
+    device = prepare_device(RuntimeSettings(precision="fp32"))
+    network = trained.network.to(device)
+
+    def pixels(name: str) -> Pixels | str:
         try:
             # The same two steps as the training images went through: to the stored side, then to the classifier's.
-            stored = fit_square(decode(path.read_bytes()), trained.stored_side, trained.fit)
-            pixels.append(resized(np.asarray(stored), trained.settings.side))
+            stored = fit_square(decode(images.store.read(name)), trained.stored_side, trained.fit)
+            return resized(np.asarray(stored), trained.settings.side)
         except (Refusal, OSError) as error:
-            errors[path] = str(error)
-    if not pixels:
-        return [Prediction(str(path), None, None, errors[path]) for path in paths]
-    images_NCHW = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).contiguous()
-    network = trained.network.to(device)
-    best_N = predict(network, images_NCHW, device).max(1)
-    answers = iter(zip(best_N.indices.tolist(), best_N.values.tolist(), strict=True))
-    predictions = []
-    for path in paths:
-        if path in errors:
-            predictions.append(Prediction(str(path), None, None, errors[path]))
-        else:
-            label, probability = next(answers)
-            predictions.append(Prediction(str(path), trained.classes[label], probability, None))
+            return str(error)
+
+    predictions: list[Prediction] = []
+    with ThreadPoolExecutor(store_settings().requests) as threads:
+        for first in range(0, len(images.names), BATCH):
+            names = images.names[first : first + BATCH]
+            read = list(threads.map(pixels, names))
+            whole = [image for image in read if not isinstance(image, str)]
+            best: Iterator[tuple[int, float]] = iter(())
+            if whole:
+                images_NCHW = torch.from_numpy(np.stack(whole)).permute(0, 3, 1, 2).contiguous()
+                top_N = predict(network, [images_NCHW], device).max(1)
+                best = iter(zip(top_N.indices.tolist(), top_N.values.tolist(), strict=True))
+            for name, image in zip(names, read, strict=True):
+                if isinstance(image, str):
+                    predictions.append(Prediction(images.store.path(name), None, None, image))
+                else:
+                    label, probability = next(best)
+                    predictions.append(Prediction(images.store.path(name), trained.classes[label], probability, None))
     return predictions
 
 
-def find_images(path: Path) -> list[Path]:
-    """Return the image itself, or all images below a folder, sorted. Raises UserError where there is none."""
-    if path.is_file():
-        return [path]
-    if not path.is_dir():
-        raise UserError(f"{path} does not exist; give an image or a folder of images")
-    found = sorted(p for p in path.rglob("*") if p.is_file() and p.suffix.lower() in _SUFFIXES)
+@dataclass(frozen=True)
+class Images:
+    """Images to classify: names below a folder, or "" for the store's own object."""
+
+    store: Store
+    names: tuple[str, ...]
+
+
+def find_images(where: str) -> Images:
+    """Return the image itself, or all images below a folder or prefix, sorted. Raises UserError where there is none."""
+    store = Store(where)
+    if not store.exists():
+        raise UserError(f"{where} does not exist; give an image or a folder of images")
+    names = store.list()
+    if names == [""]:  # the image itself
+        return Images(store, ("",))
+    found = tuple(name for name in names if PurePosixPath(name).suffix.lower() in _SUFFIXES)
     if not found:
-        raise UserError(f"{path} holds no image (looked for {', '.join(sorted(_SUFFIXES))})")
-    return found
+        raise UserError(f"{where} holds no image (looked for {', '.join(sorted(_SUFFIXES))})")
+    return Images(store, found)

@@ -18,6 +18,7 @@ from typing import Any
 
 from hydramix_dist.config.distributed import DistributedSettings
 from hydramix_dist.config.schema import RuntimeSettings
+from hydramix_dist.config.store import portable
 from hydramix_dist.data.pool import usable_cores
 from hydramix_dist.orchestration.preflight import check_room, check_this_machine, reserved
 
@@ -96,7 +97,8 @@ def _private_ray(distributed: DistributedSettings, runtime: RuntimeSettings) -> 
 @contextlib.contextmanager
 def _joined_cluster(distributed: DistributedSettings, runtime: RuntimeSettings, address: str) -> Iterator[RaySession]:
     environment = _unset(_COMMON | {"RAY_AUTH_MODE": "disabled"})
-    with _environment(environment), _started(address=address):
+    # Nodes have credentials of their own (a role, their environment): a runtime environment is there for all to read.
+    with _environment(environment), _started(address=address, runtime_env={"env_vars": portable()}):
         import ray
 
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]

@@ -1,6 +1,7 @@
 """The two kinds of training a comparison is made of, as plain values that any process can carry out."""
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, ClassVar
@@ -16,6 +17,7 @@ from hydramix_dist.config.schema import (
     SegmentSettings,
 )
 from hydramix_dist.data.dataset import Dataset
+from hydramix_dist.data.held_out import HeldOut, load_held_out
 from hydramix_dist.data.shots import ShotSet, load_shots
 from hydramix_dist.mixing.masks import needs_segments
 from hydramix_dist.mixing.mixer import Mixer, PixelMixing
@@ -23,9 +25,10 @@ from hydramix_dist.models.generator import Generator
 from hydramix_dist.models.placement import placed
 from hydramix_dist.models.trained import load_generator
 from hydramix_dist.store import Store
+from hydramix_dist.store.journal import Journal
 from hydramix_dist.store.run import digest
 from hydramix_dist.telemetry import JsonlSink, Recorder
-from hydramix_dist.training.classifier import ClassifierInputs, HeldOut, train_classifier
+from hydramix_dist.training.classifier import ClassifierInputs, train_classifier
 from hydramix_dist.training.generator import generator_identity, train_generator
 from hydramix_dist.training.group import Alone, Group, together
 from hydramix_dist.training.loop import Context, prepare_device
@@ -61,8 +64,8 @@ class GeneratorTask:
         """Return the training's result; with a group, as one of its processes. Errors as in `train_in_folder`."""
         group = group or Alone(prepare_device(self.runtime))
         shots = together(group, self._shots)
-        context = _context(self.folder_url, "generator", self.runtime, progress, should_stop, group)
-        return train_generator(shots, self.settings, self.seed, self.identity(), self.data_url, context)
+        with _context(self.folder_url, "generator", self.runtime, progress, should_stop, group) as context:
+            return train_generator(shots, self.settings, self.seed, self.identity(), self.data_url, context)
 
     def _shots(self) -> ShotSet:
         return load_shots(_dataset(self.data_url), self.rows, self.settings.network.side, self.settings.segments)
@@ -97,8 +100,8 @@ class ClassifierTask:
         """Return the training's result; with a group, as one of its processes. Errors as in `train_in_folder`."""
         own = group or Alone(prepare_device(self.runtime))
         inputs = together(own, lambda: self._inputs(own.device))
-        context = _context(self.folder_url, "classifier", self.runtime, progress, should_stop, own)
-        return train_classifier(inputs, self.settings, self.seed, self.identity(), self.data_url, context)
+        with _context(self.folder_url, "classifier", self.runtime, progress, should_stop, own) as context:
+            return train_classifier(inputs, self.settings, self.seed, self.identity(), self.data_url, context)
 
     def _inputs(self, device: torch.device) -> ClassifierInputs:
         side = self.settings.side
@@ -150,14 +153,17 @@ class ClassifierTask:
 Task = GeneratorTask | ClassifierTask
 
 
+@contextlib.contextmanager
 def _context(
     folder_url: str, role: str, runtime: RuntimeSettings, progress: Progress, should_stop: ShouldStop, group: Group
-) -> Context:
-    """Return what surrounds a training; of several processes, rank 0 alone records and tells its progress."""
+) -> Iterator[Context]:
+    """Yield what surrounds a training; of several processes, rank 0 alone records and tells its progress."""
     store = Store(folder_url)
-    sinks = [JsonlSink(lambda line: store.append("metrics.jsonl", line))] if group.rank == 0 else []
-    telling = progress if group.rank == 0 else lambda images, total: None
-    return Context(group, store, Recorder(sinks, role=role), runtime, telling, should_stop)
+    if group.rank != 0:
+        yield Context(group, store, Recorder([], role=role), runtime, lambda images, total: None, should_stop)
+        return
+    with Journal(store, "metrics.jsonl") as journal:
+        yield Context(group, store, Recorder([JsonlSink(journal.write)], role=role), runtime, progress, should_stop)
 
 
 @lru_cache(maxsize=2)
@@ -167,6 +173,4 @@ def _dataset(url: str) -> Dataset:
 
 @lru_cache(maxsize=4)
 def _held_out(url: str, split: str, rows: tuple[int, ...], side: int) -> HeldOut:
-    dataset = _dataset(url)
-    labels_N = torch.from_numpy(dataset.labels(split)[list(rows)])
-    return HeldOut(dataset.images(split, rows, side), labels_N)
+    return load_held_out(_dataset(url), split, rows, side)

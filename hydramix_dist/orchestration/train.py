@@ -23,7 +23,8 @@ from hydramix_dist.orchestration.preflight import check_address, check_this_mach
 from hydramix_dist.orchestration.ray_session import RaySession, ray_session
 from hydramix_dist.orchestration.tasks import ClassifierTask, GeneratorTask, Task
 from hydramix_dist.store import Store
-from hydramix_dist.store.run import check_same_run, exclusively, read_json, read_run, read_status
+from hydramix_dist.store.lease import exclusively
+from hydramix_dist.store.run import check_same_run, read_json, read_run, read_status
 from hydramix_dist.training.classifier import classifier_length
 from hydramix_dist.training.generator import generator_key, generator_length
 from hydramix_dist.training.length import Length
@@ -41,7 +42,7 @@ def train(settings: TrainSettings, out: Store, address: str | None, display: Dis
     check_source(settings.data, out)
     _check_folder(settings, out)
     check_workers(settings.distributed, settings.runtime, [_length(settings)], address)
-    with exclusively(out):
+    with exclusively(out) as held:
         dataset = open_data(settings.data, out, display)
         task = make_task(settings, dataset, out)
         finished = finished_result(task)
@@ -52,6 +53,7 @@ def train(settings: TrainSettings, out: Store, address: str | None, display: Dis
         display.planned({task.name: task.name})
         progress = partial(display.progress, task.name)
         with Stop() as stop:
+            held.when_lost(stop.request)
             if settings.distributed.workers == 1 and address is None:
                 return task.run(progress, lambda: stop.requested)
             display.say(_starting(settings.distributed, address))

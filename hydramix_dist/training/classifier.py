@@ -17,6 +17,7 @@ from hydramix_dist.checkpoint import EngineState
 from hydramix_dist.config.schema import Augmentation, ClassifierSettings, RuntimeSettings
 from hydramix_dist.data.augmenter import Augmenter
 from hydramix_dist.data.draws import Order, derived_seed, uniform
+from hydramix_dist.data.held_out import HeldOut
 from hydramix_dist.data.shots import ShotSet
 from hydramix_dist.mixing.mixer import Mixer
 from hydramix_dist.models.classifiers import build_classifier
@@ -30,14 +31,6 @@ from hydramix_dist.training.scoring import predict_together
 from hydramix_dist.training.session import train_in_folder
 
 _log = logging.getLogger("hydramix")
-
-
-@dataclass(frozen=True)
-class HeldOut:
-    """Images never trained on, uint8 [N, 3, H, W], with labels int64 [N]."""
-
-    images_NCHW: Tensor
-    labels_N: Tensor
 
 
 @dataclass(frozen=True)
@@ -115,7 +108,7 @@ class ClassifierTraining:
         return float((predicted_N == held_out.labels_N).double().mean())
 
     def _predict(self, held_out: HeldOut) -> Tensor:
-        return predict_together(self.engines["classifier"].module, held_out.images_NCHW, self._group)
+        return predict_together(self.engines["classifier"].module, held_out, self._group)
 
     def _share_running_statistics(self) -> None:
         """Give all ranks those of rank 0, which checkpoints hold; training itself does not read them."""

@@ -17,7 +17,7 @@ from hydramix_dist.errors import UserError
 from hydramix_dist.evaluation.results import load_results
 from hydramix_dist.models.pixels import to_float
 from hydramix_dist.models.trained import load_classifier
-from hydramix_dist.orchestration.predict import choose_classifier, classify, find_images
+from hydramix_dist.orchestration.predict import Images, choose_classifier, classify, find_images
 from hydramix_dist.store import Store
 
 
@@ -61,7 +61,9 @@ def test_every_readable_image_gets_a_line_in_order(
     assert predict(finished_pilot.run, folder) == 0
     out, err = capsys.readouterr()
     found = rows(out)
-    assert [row[0] for row in found] == [str(path) for path in find_images(folder)] and len(found) == 9
+    assert [row[0] for row in found] == [
+        find_images(str(folder)).store.path(name) for name in find_images(str(folder)).names
+    ] and len(found) == 9
     assert all(row[1] in ("blue", "green", "red") and 1 / 3 <= float(row[2]) <= 1 for row in found)
     answers = {Path(path).name: (label, probability) for path, label, probability in found}
     assert answers["same.png"] == answers["UPPER.PNG"] == answers["alpha.webp"]
@@ -73,8 +75,8 @@ def test_answers_are_those_of_the_pilots_own_test(finished_pilot: FinishedPilot)
     folder = Store(finished_pilot.run).child("classifiers/hydramix-n5-seed1")
     stored = json.loads(folder.read("result.json"))["predictions"]
     dataset = Dataset.open(str(finished_pilot.run / "data"))
-    paths = [finished_pilot.images / id_ for id_ in dataset.ids("test")]
-    answers = classify(folder, paths)
+    paths = dataset.ids("test")
+    answers = classify(folder, Images(Store(finished_pilot.images), paths))
     assert [a.label for a in answers] == [dataset.classes[label] for label in stored]
     trained = load_classifier(folder)
     images = to_float(dataset.images("test", range(len(paths)), 16))
@@ -152,7 +154,7 @@ def test_wrong_folders_and_arms_are_said(finished_pilot: FinishedPilot, tmp_path
         choose_classifier(Store(tmp_path), None)
     generator = next(finished_pilot.run.glob("generators/*"))
     with pytest.raises(UserError, match="holds a generator run, a classifier run is needed"):
-        classify(choose_classifier(Store(generator), None), [])
+        classify(choose_classifier(Store(generator), None), find_images(str(finished_pilot.images)))
 
 
 def test_pilot_without_results_is_said(finished_pilot: FinishedPilot, tmp_path: Path) -> None:
@@ -167,8 +169,10 @@ def test_pilot_without_results_is_said(finished_pilot: FinishedPilot, tmp_path: 
 
 def test_images_may_be_one_file(finished_pilot: FinishedPilot) -> None:
     path = finished_pilot.images / "test" / "blue" / "01.png"
-    assert find_images(path) == [path]
-    (answer,) = classify(choose_classifier(Store(finished_pilot.run), None), [path])
+    images = find_images(str(path))
+    assert [images.store.read(name) for name in images.names] == [path.read_bytes()]
+    assert images.store.path(images.names[0]) == str(path)
+    (answer,) = classify(choose_classifier(Store(finished_pilot.run), None), images)
     assert answer.image == str(path) and answer.error is None
 
 
@@ -176,6 +180,6 @@ def test_size_that_does_not_matter(tmp_path: Path, finished_pilot: FinishedPilot
     """A plain colour is the same image at every size, so the answer must be the same."""
     for side in ((32, 32), (64, 64), (300, 17), (1, 1)):
         Image.new("RGB", side, (200, 30, 30)).save(tmp_path / f"{side[0]}x{side[1]}.png")
-    answers = classify(choose_classifier(Store(finished_pilot.run), None), sorted(tmp_path.glob("*.png")))
+    answers = classify(choose_classifier(Store(finished_pilot.run), None), find_images(str(tmp_path)))
     assert len({a.label for a in answers}) == 1
     assert max(a.probability or 0 for a in answers) - min(a.probability or 0 for a in answers) < 1e-5

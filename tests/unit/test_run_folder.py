@@ -2,8 +2,6 @@
 
 import json
 import logging
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +9,7 @@ import pytest
 
 from hydramix_dist.errors import UserError
 from hydramix_dist.store import Store
-from hydramix_dist.store.run import RunFolder, digest, exclusively, read_run, read_status
+from hydramix_dist.store.run import RunFolder, digest, read_run, read_status
 
 IDENTITY: dict[str, Any] = {"data": "abc", "settings": {"batch": 4, "shots": (5, 10), "mix": {"count": 3}}}
 FACTS: dict[str, Any] = {"python": "3.11", "threads": 1, "data_url": "/here"}
@@ -114,27 +112,3 @@ def test_damaged_status_is_said_with_the_way_out(tmp_path: Path, text: bytes) ->
 def test_digest_ignores_the_order_of_keys_and_nothing_else() -> None:
     assert digest({"a": 1, "b": [1, 2]}) == digest({"b": [1, 2], "a": 1})
     assert len({digest(v) for v in ({"a": 1}, {"a": 1.5}, {"a": "1"}, {"b": 1}, [1, 2], [2, 1], None)}) == 7
-
-
-HOLDER = """
-import sys
-from hydramix_dist.store import Store
-from hydramix_dist.store.run import exclusively
-with exclusively(Store(sys.argv[1])):
-    print("held", flush=True)
-    sys.stdin.read()
-"""
-
-
-def test_folder_is_held_by_one_process_and_free_once_that_is_killed(tmp_path: Path) -> None:
-    holder = subprocess.Popen(
-        [sys.executable, "-c", HOLDER, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
-    with holder:
-        assert holder.stdout is not None and holder.stdout.readline() == "held\n"
-        with pytest.raises(UserError, match="another process is running in"), exclusively(Store(tmp_path)):
-            pass
-        holder.kill()
-        holder.wait()
-    with exclusively(Store(tmp_path)), exclusively(Store(tmp_path / "other")):
-        pass

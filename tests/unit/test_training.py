@@ -187,8 +187,8 @@ def test_step_with_a_bad_loss_changes_no_weight(tmp_path: Path) -> None:
     settings = tiny.generator_settings(optimizer={"lr": 1e30})
     training = tiny.generator_training(settings)
     runtime = tiny.RUNTIME.model_copy(update={"checkpoints": 12})
-    with pytest.raises(NonFiniteLossError):
-        run(training, tiny.context(tmp_path, "generator", runtime), None)
+    with pytest.raises(NonFiniteLossError), tiny.context(tmp_path, "generator", runtime) as context:
+        run(training, context, None)
     checkpoint = load_newest(Store(tmp_path))
     assert checkpoint is not None
     for name, engine in training.engines.items():

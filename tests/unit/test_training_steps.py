@@ -55,7 +55,8 @@ def test_each_phase_teaches_its_own_network_and_all_of_it(tmp_path: Path, decode
     modules = {name: engine.module for name, engine in training.engines.items()}
     seen: list[dict[str, dict[str, bool]]] = []
     training.engines = {name: Watched(engine, modules, seen) for name, engine in training.engines.items()}
-    run(training, tiny.context(tmp_path, "generator"), None)
+    with tiny.context(tmp_path, "generator") as context:
+        run(training, context, None)
     generator_phase, discriminator_phase = seen
     assert not any(generator_phase["discriminator"].values())
     assert not any(discriminator_phase["generator"].values())
