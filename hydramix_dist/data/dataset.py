@@ -3,7 +3,9 @@
 Legend: n images asked for, C channels, H W pixels.
 """
 
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +17,7 @@ from hydramix_dist.config.schema import SegmentSettings
 from hydramix_dist.data.decode import THUMBNAIL_SIDE
 from hydramix_dist.data.fetch import read_whole
 from hydramix_dist.data.index import fingerprint_of
-from hydramix_dist.data.manifest import INDEX, SPLITS, Manifest, read_manifest
+from hydramix_dist.data.manifest import INDEX, SPLITS, Manifest, manifest_bytes, parse_manifest
 from hydramix_dist.data.pool import Workers, processes_for
 from hydramix_dist.data.segment_maps import MapKey, SegmentMaps, has_maps, write_maps
 from hydramix_dist.data.segmentation import segment_all
@@ -24,12 +26,25 @@ from hydramix_dist.data.streaming import Rows, Split, stream_encoded, stream_pix
 from hydramix_dist.store.store import Store
 
 
+@dataclass(frozen=True)
+class Reference:
+    """A data set for another process: where it lies, and the digest of its manifest, so that it is this very one."""
+
+    url: str
+    manifest_sha256: str | None
+
+    def open(self) -> "Dataset":
+        """Return the data set. Errors as in `Dataset.open`."""
+        return Dataset.open(self.url, self.manifest_sha256)
+
+
 class Dataset:
     """Images, labels and segment maps of one data set, in official order within each split."""
 
-    def __init__(self, store: Store, manifest: Manifest, index: pa.Table) -> None:
+    def __init__(self, store: Store, manifest: Manifest, index: pa.Table, manifest_sha256: str | None = None) -> None:
         """Bind to a data set whose record and index are at hand; `open` is the usual way."""
         self.store, self.manifest = store, manifest
+        self.reference = Reference(store.url, manifest_sha256)
         parts = index["split"].to_numpy(zero_copy_only=False)
         self._tables = {split: index.filter(pa.array(parts == split)) for split in SPLITS}
         self._maps: dict[str, SegmentMaps] = {}
@@ -42,9 +57,10 @@ class Dataset:
         node's cache holds. Raises UserError: none there, another one, newer schema, damaged index.
         """
         store = Store(url)
-        manifest = read_manifest(store, manifest_sha256)
+        text = manifest_bytes(store, manifest_sha256)
+        manifest = parse_manifest(store, text)
         record = next(file for file in manifest.files if file.path == INDEX)
-        return cls(store, manifest, read_table(read_whole(store, record)))
+        return cls(store, manifest, read_table(read_whole(store, record)), hashlib.sha256(text).hexdigest())
 
     @property
     def classes(self) -> tuple[str, ...]:

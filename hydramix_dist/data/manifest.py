@@ -70,22 +70,33 @@ def write_manifest(store: Store, manifest: Manifest) -> None:
     store.put(MANIFEST, (manifest.model_dump_json(indent=2) + "\n").encode())
 
 
-def read_manifest(store: Store, sha256: str | None = None) -> Manifest:
-    """Return the record of the data set in `store`; with its digest it may come out of the node's cache.
+def read_manifest(store: Store) -> Manifest:
+    """Return the record of the data set in `store`. Raises UserError: none there, a newer schema, or a broken file."""
+    return parse_manifest(store, manifest_bytes(store))
 
-    Raises UserError: none there, another than that digest's, a newer schema, or a broken file.
+
+def manifest_bytes(store: Store, sha256: str | None = None) -> bytes:
+    """Return the record as it is stored; with its digest it may come out of the node's cache.
+
+    Raises UserError where there is none, or another than that digest's.
     """
-    cache = node_cache() if sha256 and store.local_path() is None else None
+    cache = node_cache() if store.local_path() is None else None
     try:
         text = (cache.get(sha256) if cache and sha256 else None) or store.read(MANIFEST)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise UserError(
             f"{store.url} holds no data set (no {MANIFEST} there); make one with: hydramix data import SRC {store.url}"
         ) from error
-    if sha256 is not None and hashlib.sha256(text).hexdigest() != sha256:
+    found = hashlib.sha256(text).hexdigest()
+    if sha256 not in (None, found):
         raise UserError(f"{store.url} holds another data set than when this run began; run the command again")
-    if cache and sha256:
-        cache.put(sha256, text)
+    if cache:
+        cache.put(found, text)
+    return text
+
+
+def parse_manifest(store: Store, text: bytes) -> Manifest:
+    """Return the record that a manifest's bytes hold. Raises UserError for another schema, or a broken file."""
     check_schema(store.path(MANIFEST), text, SCHEMA_VERSION)
     if json.loads(text)["schema_version"] < SCHEMA_VERSION:
         raise UserError(

@@ -247,9 +247,9 @@ def _output_folder(out: str) -> Check:
     local = store.local_path()
     if local is not None:
         store = Store(_existing(local))
-    bad = [finding.detail for finding in probe(store) if finding.state != "ok"]
-    if bad:
-        return Check("output folder", "broken", f"{store.url}: {'; '.join(bad)}", "choose another folder")
+    bad = next((finding for finding in probe(store) if finding.state != "ok"), None)
+    if bad is not None:
+        return Check("output folder", "broken", bad.detail, "choose another folder, or mend this one")
     return Check("output folder", "ok", f"{store.url} can be written, read and cleared")
 
 

@@ -64,7 +64,7 @@ def make_plan(settings: PilotSettings, dataset: Dataset, out: Store) -> Plan:
                 needs[key] = generator
             tasks[key] = ClassifierTask(
                 name=f"{name}, N={subset.shots}, seed {subset.seed}",
-                data_url=dataset.store.url,
+                data=dataset.reference,
                 folder_url=out.path(key),
                 arm=name,
                 shots=subset.shots,
@@ -122,7 +122,7 @@ def _add_generators(
         keys[name] = f"generators/{generator_key(identity)}"
         tasks[keys[name]] = GeneratorTask(
             name=f"generator {name}, N={subset.shots}, seed {subset.seed}",
-            data_url=dataset.store.url,
+            data=dataset.reference,
             folder_url=out.path(keys[name]),
             rows=subset.train,
             seed=subset.seed,

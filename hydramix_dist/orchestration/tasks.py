@@ -16,7 +16,7 @@ from hydramix_dist.config.schema import (
     RuntimeSettings,
     SegmentSettings,
 )
-from hydramix_dist.data.dataset import Dataset
+from hydramix_dist.data.dataset import Dataset, Reference
 from hydramix_dist.data.held_out import HeldOut, load_held_out
 from hydramix_dist.data.shots import ShotSet, load_shots
 from hydramix_dist.mixing.masks import needs_segments
@@ -43,7 +43,7 @@ class GeneratorTask:
 
     kind: ClassVar[str] = "generator"
     name: str
-    data_url: str
+    data: Reference
     folder_url: str
     rows: tuple[int, ...]
     seed: int
@@ -56,7 +56,7 @@ class GeneratorTask:
 
     def identity(self) -> dict[str, Any]:
         """Return what makes this run this one and no other."""
-        dataset = _dataset(self.data_url)
+        dataset = _dataset(self.data)
         ids = [dataset.ids("train")[row] for row in self.rows]
         return generator_identity(dataset.fingerprint, ids, self.seed, self.settings)
 
@@ -65,10 +65,10 @@ class GeneratorTask:
         group = group or Alone(prepare_device(self.runtime))
         shots = together(group, self._shots)
         with _context(self.folder_url, "generator", self.runtime, progress, should_stop, group) as context:
-            return train_generator(shots, self.settings, self.seed, self.identity(), self.data_url, context)
+            return train_generator(shots, self.settings, self.seed, self.identity(), self.data.url, context)
 
     def _shots(self) -> ShotSet:
-        return load_shots(_dataset(self.data_url), self.rows, self.settings.network.side, self.settings.segments)
+        return load_shots(_dataset(self.data), self.rows, self.settings.network.side, self.settings.segments)
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class ClassifierTask:
 
     kind: ClassVar[str] = "classifier"
     name: str
-    data_url: str
+    data: Reference
     folder_url: str
     arm: str
     shots: int
@@ -101,21 +101,21 @@ class ClassifierTask:
         own = group or Alone(prepare_device(self.runtime))
         inputs = together(own, lambda: self._inputs(own.device))
         with _context(self.folder_url, "classifier", self.runtime, progress, should_stop, own) as context:
-            return train_classifier(inputs, self.settings, self.seed, self.identity(), self.data_url, context)
+            return train_classifier(inputs, self.settings, self.seed, self.identity(), self.data.url, context)
 
     def _inputs(self, device: torch.device) -> ClassifierInputs:
         side = self.settings.side
         return ClassifierInputs(
-            shots=load_shots(_dataset(self.data_url), self.rows, side, None),
+            shots=load_shots(_dataset(self.data), self.rows, side, None),
             augmentation=self.method.augmentation,
             mixer=self._mixer(device),
-            test=_held_out(self.data_url, "test", self.test_rows, side),
-            validation=_held_out(self.data_url, "train", self.validation_rows, side) if self.validation_rows else None,
+            test=_held_out(self.data, "test", self.test_rows, side),
+            validation=_held_out(self.data, "train", self.validation_rows, side) if self.validation_rows else None,
         )
 
     def identity(self) -> dict[str, Any]:
         """Return what makes this run this one and no other."""
-        dataset = _dataset(self.data_url)
+        dataset = _dataset(self.data)
         train, test = dataset.ids("train"), dataset.ids("test")
         return {
             "data": dataset.fingerprint,
@@ -145,7 +145,7 @@ class ClassifierTask:
             generator = PixelMixing(side)
         else:
             return None
-        shots = load_shots(_dataset(self.data_url), self.rows, side, segments if needs_segments(mix) else None)
+        shots = load_shots(_dataset(self.data), self.rows, side, segments if needs_segments(mix) else None)
         bf16 = self.runtime.precision == "bf16"
         return Mixer(generator, shots.to(device), mix, self.seed, self.method.augmentation, bf16=bf16)
 
@@ -167,10 +167,10 @@ def _context(
 
 
 @lru_cache(maxsize=2)
-def _dataset(url: str) -> Dataset:
-    return Dataset.open(url)
+def _dataset(data: Reference) -> Dataset:
+    return data.open()
 
 
 @lru_cache(maxsize=4)
-def _held_out(url: str, split: str, rows: tuple[int, ...], side: int) -> HeldOut:
-    return load_held_out(_dataset(url), split, rows, side)
+def _held_out(data: Reference, split: str, rows: tuple[int, ...], side: int) -> HeldOut:
+    return load_held_out(_dataset(data), split, rows, side)

@@ -164,7 +164,7 @@ def make_task(settings: TrainSettings, dataset: Dataset, out: Store) -> Task:
     if isinstance(settings, GeneratorTrainingSettings):
         return GeneratorTask(
             name=f"generator, N={settings.shots}, seed {settings.seed}",
-            data_url=dataset.store.url,
+            data=dataset.reference,
             folder_url=out.url,
             rows=subset.train,
             seed=settings.seed,
@@ -174,7 +174,7 @@ def make_task(settings: TrainSettings, dataset: Dataset, out: Store) -> Task:
     generator = _generator_key(settings.generator_run, dataset, subset.train) if settings.generator_run else None
     return ClassifierTask(
         name=f"classifier, N={settings.shots}, seed {settings.seed}",
-        data_url=dataset.store.url,
+        data=dataset.reference,
         folder_url=out.url,
         arm=_arm_name(settings),
         shots=settings.shots,

@@ -1,7 +1,7 @@
 """What a store lets these credentials do: each kind of request is tried on objects of the probe's own."""
 
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -52,20 +52,20 @@ def probe(store: Store) -> list[Finding]:
     Where removing is refused, its finding names what was left.
     """
     folder = f".doctor-{uuid.uuid4().hex}"
-    found = [_tried(LIST, lambda: _nothing_in(store.list(folder)))]
-    if found[0].state == "broken":  # no server, no bucket, no credentials: the others would say it again
-        return found
-    put = _tried(PUT, lambda: store.put(f"{folder}/object", _BODY))
-    found.append(put)
+    written, claim = f"{folder}/object", f"{folder}/claim"
+    listed = _tried(LIST, lambda: _nothing_in(store.list(folder)))
+    if listed.state == "broken":  # no server, no bucket, no credentials: the others would say it again
+        return [listed]
+    put = _tried(PUT, lambda: store.put(written, _BODY))
+    if put.state == "not permitted":
+        return [listed, put, *_reads_of_what_is_there(store)]
+    found = [listed, put]
     try:
         if put.state == "ok":
-            found += _reads(store, f"{folder}/object", _BODY)
-            found.append(_tried(CONDITIONAL_PUT, lambda: _one_wins(store, f"{folder}/claim")))
-        else:
-            found += _reads_of_what_is_there(store)
+            read = _reads(store, written, _BODY)
+            found += [*read, _tried(CONDITIONAL_PUT, lambda: _one_wins(store, claim))]
     finally:
-        if put.state != "not permitted":
-            found.append(_removed(store, folder))
+        found.append(_removed(store, folder, (written, claim)))
     return found
 
 
@@ -92,16 +92,23 @@ def _reads_of_what_is_there(store: Store) -> list[Finding]:
     return [Finding(GET, "not tried", untried)]
 
 
-def _removed(store: Store, folder: str) -> Finding:
-    def remove() -> None:
-        store.delete(folder)
-        _nothing_in(store.list(folder))
-
-    finding = _tried(DELETE, remove)
-    if finding.state == "ok":
+def _removed(store: Store, folder: str, paths: Sequence[str]) -> Finding:
+    """Return how removing the probe's objects fared, and what is left of them."""
+    finding = _tried(DELETE, lambda: store.delete(folder))
+    left = [path for path in paths if _seems_there(store, path)]
+    if not left:
         return finding
-    left = f"left behind: what lies under {store.path(folder)}"
-    return Finding(finding.request, finding.state, f"{finding.detail}; {left}")
+    said = f"left behind: {', '.join(store.path(path) for path in left)}"
+    if finding.state == "ok":
+        return Finding(DELETE, "broken", f"{DELETE.else_}: the store removes nothing; {said}")
+    return Finding(DELETE, finding.state, f"{finding.detail}; {said}")
+
+
+def _seems_there(store: Store, path: str) -> bool:
+    try:
+        return store.exists(path)
+    except Exception:  # what may not be looked at may be there
+        return True
 
 
 def _tried(request: Request, act: Callable[[], object]) -> Finding:
