@@ -58,7 +58,7 @@ class Seaweed:
     def __init__(self, folder: Path, *, identities: Sequence[Identity] = (ADMIN,), tls: Tls | None = None) -> None:
         """Choose ports; nothing runs yet. Raises RuntimeError where the program is not installed."""
         self._program = find_weed()
-        self._folder, self._tls = folder, tls
+        self._folder, self._tls = folder.resolve(), tls
         self._ports, self._metrics = _free_ports()
         self._keys: dict[str, tuple[str, str]] = {}
         self._process: subprocess.Popen[bytes] | None = None
@@ -92,10 +92,11 @@ class Seaweed:
         }
         return variables | ({"AWS_CA_BUNDLE": str(self._tls.ca)} if self._tls else {})
 
-    def client(self, name: str = _OPERATOR, endpoint: str | None = None) -> Any:
+    def client(self, name: str = _OPERATOR, endpoint: str | None = None, patience: float = 30.0) -> Any:
         """Return a botocore S3 client that tries each request once, to be closed by the caller.
 
-        By default it may do everything; `endpoint` leads it through a proxy in front of the server.
+        By default it may do everything; `endpoint` leads it through a proxy in front of the server; `patience` is how
+        many seconds it waits for an answer.
         """
         import botocore.session
         from botocore.config import Config
@@ -112,7 +113,7 @@ class Seaweed:
                 s3={"addressing_style": "path"},
                 retries={"total_max_attempts": 1},
                 connect_timeout=5,
-                read_timeout=30,
+                read_timeout=patience,
                 proxies={},  # none of the environment's stands between this machine and itself
             ),
         )
@@ -126,19 +127,14 @@ class Seaweed:
         """Return the requests served since the last start by type, refused ones among them, as the server counts them.
 
         GET includes HEAD, POST is the begin and the end of a multipart upload, whose parts are PUTs. Compare two calls:
-        the server makes a request or two of its own while it starts.
+        the server makes a request or two of its own while it starts. Nothing else should be under way meanwhile.
         """
-        from prometheus_client.parser import text_string_to_metric_families
-
-        direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-        with direct.open(f"http://{HOST}:{self._metrics}/metrics", timeout=10) as answer:
-            families = text_string_to_metric_families(answer.read().decode())
-        counts: dict[str, int] = {}
-        for sample in (sample for family in families for sample in family.samples):
-            if sample.name == "SeaweedFS_s3_request_total" and sample.labels["bucket"] != _TRIAL:
-                kind = sample.labels["type"]
-                counts[kind] = counts.get(kind, 0) + int(sample.value)
-        return counts
+        # A request is counted a moment after it has been answered.
+        before, now = None, self._counts()
+        while now != before:
+            time.sleep(0.05)
+            before, now = now, self._counts()
+        return now
 
     def start(self) -> None:
         """Start the server and return once it has stored an object and given it back.
@@ -160,6 +156,7 @@ class Seaweed:
                 stdout=file,
                 stderr=subprocess.STDOUT,
                 env=environment | {"GOMEMLIMIT": "512MiB"},
+                cwd=self._folder,  # it looks for settings where it starts
                 start_new_session=True,  # Ctrl-C is the user's word to the program that runs this, not to the server
             )
         try:
@@ -193,6 +190,19 @@ class Seaweed:
     def __exit__(self, *_: object) -> None:
         self.stop()
 
+    def _counts(self) -> dict[str, int]:
+        from prometheus_client.parser import text_string_to_metric_families
+
+        direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        with direct.open(f"http://{HOST}:{self._metrics}/metrics", timeout=10) as answer:
+            families = text_string_to_metric_families(answer.read().decode())
+        counts: dict[str, int] = {}
+        for sample in (sample for family in families for sample in family.samples):
+            if sample.name == "SeaweedFS_s3_request_total" and sample.labels["bucket"] != _TRIAL:
+                kind = sample.labels["type"]
+                counts[kind] = counts.get(kind, 0) + int(sample.value)
+        return counts
+
     def _options(self, data: Path) -> Iterable[str]:
         for option, port in self._ports.items():
             yield f"-{option}={port}"
@@ -201,6 +211,8 @@ class Seaweed:
         yield from (f"-dir={data}", f"-ip={HOST}", f"-ip.bind={HOST}", f"-s3.config={self._folder / 'identities.json'}")
         # Its default reports statistics to its makers.
         yield "-master.telemetry=false"
+        # Taking up an old election, the master is often late for the volumes' first call; the next one is 5 s later.
+        yield "-master.resumeState=false"
         # With it a write into a bucket that is not there would make one, unlike on any other S3.
         yield "-s3.autoCreateBucket=false"
         # bucket.localhost is answered as well as localhost/bucket.
@@ -210,7 +222,7 @@ class Seaweed:
         # Each bucket takes volumes of its own, which grow as they are filled; by default disk space sets how many.
         yield "-volume.max=1000"
         if self._tls:
-            yield from (f"-s3.cert.file={self._tls.certificate}", f"-s3.key.file={self._tls.key}")
+            yield from (f"-s3.cert.file={self._tls.certificate.resolve()}", f"-s3.key.file={self._tls.key.resolve()}")
 
     def _set_identities(self, identities: Sequence[Identity]) -> None:
         self._identities = tuple(identities)
@@ -233,7 +245,8 @@ class Seaweed:
     def _wait_until_it_serves(self, output: Path) -> None:
         """Wait for a whole round: ports open, and lists are answered, before a first object can be stored."""
         end, words = time.monotonic() + START, secrets.token_bytes(16)
-        with contextlib.closing(self.client()) as client:
+        # A request that comes too early can hang, while one after it is answered at once.
+        with contextlib.closing(self.client(patience=1.0)) as client:
             while not _succeeds(lambda: _round(client, words)):
                 assert self._process is not None
                 ended = self._process.poll() is not None

@@ -329,19 +329,19 @@ def start_hydramix(*arguments: str | Path, **options: Any) -> subprocess.Popen[s
     )
 
 
-def measured(run: Path) -> dict[tuple[str, int, int], Any]:
+def measured(run: Path | str) -> dict[tuple[str, int, int], Any]:
     """Return what a pilot measured, without times: by (arm, shots, seed) the confusion and the test curve."""
-    results = json.loads((run / "results.json").read_text())
+    results = json.loads(Store(run).read("results.json"))
     return {(r["arm"], r["shots"], r["seed"]): (r["confusion"], r["test_curve"]) for r in results["runs"]}
 
 
-def weights_of(run: Path) -> dict[str, str]:
+def weights_of(run: Path | str) -> dict[str, str]:
     """Return the digest of each training's last weights in a pilot's folder."""
-    found = {}
-    for folder in sorted(path.parent for path in run.glob("*/*/checkpoints")):
-        checkpoint = load_newest(Store(folder))
+    store, found = Store(run), {}
+    for folder in sorted({path.split("/checkpoints/")[0] for path in store.list() if "/checkpoints/" in path}):
+        checkpoint = load_newest(store.child(folder))
         for name, state in checkpoint.engines.items() if checkpoint else ():
-            found[f"{folder.relative_to(run)}/{name}"] = weights_digest(state.weights)
+            found[f"{folder}/{name}"] = weights_digest(state.weights)
     return found
 
 

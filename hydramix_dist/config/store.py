@@ -60,29 +60,31 @@ def store_settings() -> StoreSettings:
     What it leaves open of endpoint and region is taken from AWS's own variables. Raises UserError where they are wrong,
     or hold credentials.
     """
-    named = [[os.environ[name] for name in names if os.environ.get(name)] for names in _AWS.values()]
+    named = [[(name, os.environ[name]) for name in names if os.environ.get(name)] for names in _AWS.values()]
     return _settings(os.environ.get(VARIABLE, ""), tuple(next(iter(values), None) for values in named))
 
 
 def portable() -> dict[str, str]:
     """Return the environment that gives another machine's process the same settings, credentials aside."""
-    tree = store_settings().model_dump(exclude_unset=True, exclude_none=True)
+    tree = store_settings().model_dump(exclude_unset=True)  # a null that was set is a choice: no cache
     return {VARIABLE: json.dumps(tree)} if tree else {}
 
 
 @lru_cache(maxsize=8)
-def _settings(text: str, aws: tuple[str | None, ...]) -> StoreSettings:
+def _settings(text: str, aws: tuple[tuple[str, str] | None, ...]) -> StoreSettings:
     tree = _tree(text)
+    sources = [VARIABLE if text.lstrip().startswith("{") else f"{VARIABLE} ({text})"] if tree else []
     for key in tree:
         if key not in StoreSettings.model_fields and any(word in str(key).lower() for word in _SECRETS):
             raise UserError(
                 f"{VARIABLE}: '{key}' is no place for credentials; give them as AWS_ACCESS_KEY_ID and "
                 "AWS_SECRET_ACCESS_KEY, as a profile in ~/.aws, or as a role of the machine"
             )
-    for key, value in zip(_AWS, aws, strict=True):
-        if tree.get(key) is None and value is not None:
-            tree[key] = value
-    return build(StoreSettings, tree, VARIABLE if text.lstrip().startswith("{") else f"{VARIABLE} ({text})")
+    for key, given in zip(_AWS, aws, strict=True):
+        if tree.get(key) is None and given is not None:
+            tree[key] = given[1]
+            sources.append(given[0])
+    return build(StoreSettings, tree, ", ".join(sources))
 
 
 def _tree(text: str) -> dict[str, Any]:

@@ -122,7 +122,8 @@ def _apart(rows: Rows, lengths: Rows, groups: list[Rows]) -> Iterator[_Block]:
     if not groups:
         return
     positions = np.concatenate(groups)
-    number = np.maximum(np.cumsum(lengths[positions]) // _BLOCK_BYTES, np.arange(len(positions)) // _BLOCK_ROWS)
+    # A sum: the larger of the two would let bytes pile up in a block while rows are ahead, and the other way round.
+    number = np.cumsum(lengths[positions]) // _BLOCK_BYTES + np.arange(len(positions)) // _BLOCK_ROWS
     for block in np.split(positions, np.flatnonzero(np.diff(number)) + 1):
         yield _Block(rows[block], None)
 

@@ -39,15 +39,17 @@ class Cache:
         path = self._path(sha256)
         try:
             data = path.read_bytes()
-            os.utime(path)  # it was used
         except OSError:  # not there, removed in between, or a disk that fails: the store has it
             traffic.count(cache_misses=1)
             return None
         if hashlib.sha256(data).hexdigest() != sha256:
             _log.warning("%s was damaged on disk; it is read from the store again", path)
-            path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # of a cache that may only be read
+                path.unlink()
             traffic.count(cache_misses=1)
             return None
+        with contextlib.suppress(OSError):
+            os.utime(path)  # it was used
         traffic.count(cache_hits=1)
         return data
 
@@ -90,7 +92,8 @@ class Cache:
 
     def forget(self, name: str) -> None:
         """Forget what was noted under a name."""
-        self._note(name).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # it is not there, or the cache may only be read
+            self._note(name).unlink()
 
     def _path(self, sha256: str) -> Path:
         return self.folder / sha256[:2] / sha256

@@ -19,7 +19,6 @@ S3 = ("s3", "s3a")
 # One for each process and way to reach the store: s3fs does not survive a fork, and a test, or a long program, may
 # change the environment it was made from.
 _known: dict[str, Any] = {}
-_buckets: set[str] = set()  # that were there
 
 
 class Objects:
@@ -49,11 +48,7 @@ class Objects:
     def exists(self, full: str) -> bool:
         """Return whether an object is there, or any below that name."""
         with self._answers(full, "read"):
-            if self.file_system.exists(full):
-                return True
-            if self.protocol in S3:
-                self._check_bucket(full)
-            return False
+            return bool(self.file_system.exists(full))
 
     def size(self, full: str) -> int:
         """Return an object's size in bytes. Raises FileNotFoundError."""
@@ -61,9 +56,12 @@ class Objects:
             return int(self.file_system.size(full))
 
     def list(self, full: str) -> list[str]:
-        """Return the full names of all objects below a name, without the empty ones that stand for folders."""
+        """Return the full names of all objects below a name, without what stands for folders."""
         with self._answers(full, "read"):
-            return [name for name in self.file_system.find(full) if not str(name).endswith("/")]
+            found = self.file_system.find(full, detail=True)
+            # The console of AWS makes empty objects with a slash at the end; SeaweedFS keeps the folder of what was
+            # removed, and s3fs takes that for an entry.
+            return [name for name, entry in found.items() if entry["type"] == "file" and not name.endswith("/")]
 
     def put_if_absent(self, full: str, data: bytes) -> bool:
         """Write an object unless one is there; return whether this call wrote it."""
@@ -116,19 +114,9 @@ class Objects:
                 said = explain(error, where, action)
                 if said is not None:
                     raise said from error
-                if isinstance(error, FileNotFoundError):
-                    self._check_bucket(full)
             if isinstance(error, PermissionError):
                 raise UserError(f"cannot {action} {where}: permission denied ({error})") from error
             raise
-
-    def _check_bucket(self, full: str) -> None:
-        """Raise UserError where the bucket is not there, which a missing object alone does not tell. Asked once."""
-        bucket = full.split("/", maxsplit=1)[0]
-        if bucket not in _buckets:
-            if not self.file_system.exists(bucket):
-                raise UserError(f"the bucket of s3://{full} does not exist; make it first, or mend the name")
-            _buckets.add(bucket)
 
     def url(self, full: str) -> str:
         """Return an object's URL."""
@@ -179,5 +167,5 @@ def _file_system(protocol: str) -> Any:
     if key not in _known:
         from hydramix_dist.store.s3 import s3_file_system
 
-        _known[key] = s3_file_system(settings)
+        _known.setdefault(key, s3_file_system(settings))  # of several threads' ones the first stays
     return _known[key]

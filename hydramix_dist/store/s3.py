@@ -20,6 +20,7 @@ from botocore.exceptions import (
     ClientError,
     ConnectTimeoutError,
     EndpointConnectionError,
+    FlexibleChecksumError,
     HTTPClientError,
     IncompleteReadError,
     NoCredentialsError,
@@ -120,7 +121,31 @@ class PatientS3FileSystem(s3fs.S3FileSystem):  # type: ignore[misc]  # s3fs has 
             traffic.count(read_bytes=len(data))
             return data
 
-        return await self._patiently(once, f"s3://{bucket}/{key}")
+        where = f"s3://{bucket}/{key}"
+        try:
+            return await self._patiently(once, where)
+        except FlexibleChecksumError:  # against the store's own checksum: once more, it may have happened on the way
+            return await self._patiently(once, where)
+        except OSError as error:
+            if (_answer_to(error) or ("", 0))[1] == 416:  # from the object's end on there is nothing, as in a file
+                return b""
+            raise
+
+    async def _exists(self, path: str) -> bool:
+        # s3fs takes a bucket that does not answer for one that is not there, and a folder that SeaweedFS keeps of what
+        # was removed for a full one.
+        bucket, key, _version = self.split_path(path)
+        if key:
+            try:
+                await self._call_s3("head_object", Bucket=bucket, Key=key)
+            except FileNotFoundError:
+                pass
+            else:
+                return True
+        below = await self._call_s3("list_objects_v2", Bucket=bucket, Prefix=f"{key}/" if key else "", MaxKeys=1)
+        return not key or bool(below.get("Contents"))
+
+    exists = sync_wrapper(_exists)
 
     async def _bulk_delete(self, pathlist: list[str], **kwargs: Any) -> list[str]:
         bucket = pathlist[0].partition("/")[0]
@@ -218,6 +243,11 @@ def explain(error: BaseException, where: str, action: str) -> UserError | None:
             f"{where}: the server's certificate was not accepted ({_short(error)}); give the PEM file of its authority "
             "as AWS_CA_BUNDLE or as ca_bundle in HYDRAMIX_STORE"
         )
+    if isinstance(error, FlexibleChecksumError):
+        return UserError(
+            f"cannot read {where}: twice it arrived otherwise than the store recorded it ({_short(error)}); it is "
+            "damaged there or on the way"
+        )
     answer = _answer_to(error)
     if answer is None:
         return UserError(f"{where}: {_short(error)}") if isinstance(error, BotoCoreError | ValueError) else None
@@ -231,8 +261,9 @@ def explain(error: BaseException, where: str, action: str) -> UserError | None:
         return UserError(f"cannot {action} {where}: this machine's clock is wrong ({code}); set it")
     if status == 403:
         rights = "s3:GetObject and s3:ListBucket" if action == "read" else "s3:PutObject and s3:DeleteObject"
+        doubt = ", if they are valid at all," if code == "403" else ""  # the answer to HEAD has no body to tell
         return UserError(
-            f"cannot {action} {where}: permission denied (403); these credentials need {rights} there, see: "
+            f"cannot {action} {where}: permission denied (403); these credentials{doubt} need {rights} there, see: "
             "hydramix doctor --store URL"
         )
     if code == "NoSuchBucket":
