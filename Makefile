@@ -5,19 +5,23 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.installed
 PILOT_ARGS ?=
+DEMO_ARGS ?=
 TEST_ARGS ?=
 # Those that need no arguments and end within minutes; the long comparison is benchmarks/nshot.py.
 BENCHMARKS := $(addprefix benchmarks/, startup.py segments.py import_speed.py steps.py released_step.py classifier_step.py composing.py mixes.py scaling.py model_state.py distributed_step.py checkpoint_stall.py recovery.py)
 
 .DEFAULT_GOAL := help
-.PHONY: help pilot test test-full lint bench clean
+.PHONY: help pilot demo-s3 test test-full lint bench clean
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo "  Variables: PYTHON=python3.12 (makes $(VENV)), PILOT_ARGS='--shots 5,10', TEST_ARGS='-k store -x'"
 
 pilot: $(READY) ## compare the methods on small built-in images (or PILOT_ARGS=FOLDER) and write a report
 	$(BIN)/hydramix pilot $(PILOT_ARGS)
+
+demo-s3: $(READY) ## the same from and into a bucket, on a real S3 server of this machine (DEMO_ARGS='--preset smoke')
+	$(BIN)/python cluster/demo_s3.py $(DEMO_ARGS)
 
 test: $(READY) ## one pass over everything, in minutes
 	$(BIN)/pytest $(TEST_ARGS)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hydramix_dist.config.schema import PilotSettings
+from hydramix_dist.config.store import VARIABLE, StoreSettings
 from hydramix_dist.config.training import ClassifierTrainingSettings, GeneratorTrainingSettings
 
 _HEAD = """# Settings
@@ -71,6 +72,8 @@ def settings_reference() -> str:
         inner = f"Beside these keys: `{kind}`, `runtime` and `distributed`, as above"
         inner += " (`generator` as `generators.<name>`)" if kind == "generator" else ""
         parts.append(f"{_table(f'Top level of `hydramix train {kind}`', section)}\n{inner}.\n")
+    schema = StoreSettings.model_json_schema()
+    parts.append(_table(f"Object storage: what `{VARIABLE}` holds", next(_walk(schema, {}, ""))))
     return "".join(parts)
 
 

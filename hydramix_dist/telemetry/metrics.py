@@ -61,6 +61,11 @@ METRICS: dict[str, Metric] = {
         Metric(
             "checkpoint_fallbacks_total", "counter", "checkpoints", _ROLE, "broken checkpoints passed over at loading"
         ),
+        Metric("store_requests_total", "counter", "requests", _ROLE, "requests to object storage, tries included"),
+        Metric("store_retries_total", "counter", "requests", _ROLE, "requests to object storage that were tried again"),
+        Metric("store_read_bytes_total", "counter", "bytes", _ROLE, "bytes read from object storage"),
+        Metric("cache_hits_total", "counter", "reads", _ROLE, "reads of a data set that the node's cache answered"),
+        Metric("cache_misses_total", "counter", "reads", _ROLE, "reads of a data set that it did not"),
         Metric("nonfinite_stops_total", "counter", "stops", _ROLE, "trainings stopped by a loss that was not finite"),
     )
 }

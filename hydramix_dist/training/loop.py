@@ -19,12 +19,21 @@ from hydramix_dist.checkpoint import Checkpoint
 from hydramix_dist.config.schema import RuntimeSettings
 from hydramix_dist.errors import Interrupted, UserError
 from hydramix_dist.store import Store
+from hydramix_dist.store.traffic import traffic
 from hydramix_dist.telemetry import Recorder
 from hydramix_dist.training.engine import Engine
 from hydramix_dist.training.group import Group, on_first
 from hydramix_dist.training.length import Length, Piece
 from hydramix_dist.training.saving import Saver
 
+# Of the whole process, since it began: a worker that carries out several trainings counts on.
+_TRAFFIC = {
+    "requests": "store_requests_total",
+    "retries": "store_retries_total",
+    "read_bytes": "store_read_bytes_total",
+    "cache_hits": "cache_hits_total",
+    "cache_misses": "cache_misses_total",
+}
 RECORD_SECONDS = 2.0  # at most one record in this time: reading a loss makes a GPU wait
 
 
@@ -216,6 +225,8 @@ class _Meter:
         values = {name: float(value) for name, value in terms.items()}
         values["images_seen_total"] = images
         values["images_per_second"] = (images - self._images) / max(now - self._time, 1e-9)
+        if traffic.requests or traffic.cache_hits:
+            values.update({_TRAFFIC[name]: float(count) for name, count in traffic.values().items()})
         self._recorder.record(images, values)
         self._images, self._time = images, now
 
