@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
 
 from hydramix_dist.data.manifest import Fit
 
@@ -152,7 +152,8 @@ def encode_png(pixels: npt.NDArray[np.uint8] | npt.NDArray[np.uint16]) -> bytes:
 def read_png(data: bytes | memoryview) -> Pixels:
     """Return the pixels of a stored PNG as they are, [s, s, 3] uint8. Raises Refusal where it is damaged."""
     try:
-        return np.array(Image.open(io.BytesIO(data), formats=("PNG",)))
+        # The class itself: Image.open asks each format first, a fifth of a small image's time.
+        return np.asarray(PngImagePlugin.PngImageFile(io.BytesIO(data)))
     except Exception as error:  # as in decode()
         raise Refusal(_one_line(error)) from error
 

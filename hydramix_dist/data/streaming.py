@@ -129,21 +129,15 @@ def _apart(rows: Rows, lengths: Rows, groups: list[Rows]) -> Iterator[_Block]:
 
 
 def _read_block(split: Split, block: _Block) -> list[memoryview]:
-    places = split.table.select(["file", "offset", "length", "stored_sha256", "id"]).take(pa.array(block.rows))
+    places = split.table.select(["offset", "length"]).take(pa.array(block.rows))
     offsets, lengths = places["offset"].to_pylist(), places["length"].to_pylist()
     if block.shard is not None:
         whole = memoryview(read_whole(split.store, split.files[block.shard]))
         return [whole[offset : offset + length] for offset, length in zip(offsets, lengths, strict=True)]
+    names = split.table.select(["file", "stored_sha256", "id"]).take(pa.array(block.rows)).to_pylist()
     pieces = [
-        Piece(file, offset, length, sha256, f"image '{name}'")
-        for file, offset, length, sha256, name in zip(
-            places["file"].to_pylist(),
-            offsets,
-            lengths,
-            places["stored_sha256"].to_pylist(),
-            places["id"].to_pylist(),
-            strict=True,
-        )
+        Piece(row["file"], offset, length, row["stored_sha256"], f"image '{row['id']}'")
+        for row, offset, length in zip(names, offsets, lengths, strict=True)
     ]
     return [memoryview(data) for data in read_pieces(split.store, pieces)]
 

@@ -52,6 +52,8 @@ class RunFolder:
         self._status("failed", reason)
 
     def _status(self, state: State, reason: str | None) -> None:
+        if int(read_status(self.store).get("attempt", 0)) > self.attempt:
+            return  # another process has taken the folder over since, and what becomes of it is that one's to say
         status = {
             "schema_version": SCHEMA_VERSION,
             "state": state,

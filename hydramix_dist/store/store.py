@@ -11,7 +11,7 @@ from typing import IO, Any
 import fsspec
 
 from hydramix_dist.errors import UserError
-from hydramix_dist.store.disk import Disk, disk_errors_as_answers
+from hydramix_dist.store.disk import Disk
 from hydramix_dist.store.objects import S3, Objects
 
 # A URL that lost a slash would be taken for a local path, and a folder of that name made.
@@ -110,18 +110,6 @@ class Store:
         """Yield a binary writer; the object appears when the block ends well and never when it raises."""
         with self._files.writer(self._full(path)) as file:
             yield file
-
-    def append(self, path: str, data: bytes) -> None:
-        """Add bytes to the end of an object, made where absent; on object stores this rewrites it."""
-        local = self.local_path(path)
-        if local is None:
-            old = self.read(path) if self.exists(path) else b""
-            self.put(path, old + data)
-            return
-        with disk_errors_as_answers(str(local)):
-            local.parent.mkdir(parents=True, exist_ok=True)
-            with local.open("ab") as file:
-                file.write(data)
 
     def delete(self, path: str = "") -> None:
         """Remove an object, or a folder with all below it; nothing happens where it is absent."""

@@ -36,6 +36,16 @@ def test_states_and_attempts(tmp_path: Path) -> None:
     assert status(tmp_path) == ("succeeded", 2, None)
 
 
+def test_an_attempt_that_was_taken_over_says_nothing_more(tmp_path: Path) -> None:
+    first = begin(tmp_path)
+    second = begin(tmp_path)
+    first.fail("it noticed too late")
+    assert status(tmp_path) == ("running", 2, None)
+    second.succeed()
+    first.fail("and again")
+    assert status(tmp_path) == ("succeeded", 2, None)
+
+
 def test_record_says_what_the_run_is_and_stays_that_of_the_first_attempt(tmp_path: Path) -> None:
     begin(tmp_path)
     begin(tmp_path, facts=FACTS | {"python": "3.12"})
