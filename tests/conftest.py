@@ -3,20 +3,28 @@
 - `full` tests run only with `--full` (`make test-full`).
 - `shared` tests need the real image sets in ../shared/data and skip where those are absent.
 - `service` tests need a program, a right or a server of the machine. They call `pytest.skip(reason)` in the test or a
-  fixture where it is absent; with HYDRAMIX_REQUIRE_SERVICES=1 (set by .ci/run) such a skip is a failure.
+  fixture where it is absent; with HYDRAMIX_REQUIRE_SERVICES=1 (set by .ci/run) such a skip is a failure. Tests that ask
+  for the S3 server, `seaweed`, `bucket` or `proxied`, are marked by that.
 """
 
+import json
 import os
+import re
 
 # Before torch is imported by any test: two cores are shared by everything, and thread counts change last bits.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
 
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import settings
+
+if TYPE_CHECKING:  # a session without tests of object storage does without them
+    from fault_proxy import FaultProxy
+    from seaweed import Seaweed
 
 SHARED_DATA = Path(__file__).resolve().parents[1].parent / "shared" / "data"
 
@@ -35,6 +43,9 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    for item in items:
+        if "seaweed" in getattr(item, "fixturenames", ()):
+            item.add_marker("service")
     if config.getoption("--full"):
         return
     left_out = [item for item in items if item.get_closest_marker("full")]
@@ -64,3 +75,58 @@ def pytest_runtest_makereport(
 def shared_data() -> Path:
     """The folder of the real image sets, for tests marked `shared`, which skip where it is absent."""
     return SHARED_DATA
+
+
+BUCKET = "test-bucket"
+# Of a limited identity, for tests of what may not be done.
+READER = ("reader", (f"Read:{BUCKET}", f"List:{BUCKET}"))
+
+
+@pytest.fixture(scope="session")
+def seaweed(tmp_path_factory: pytest.TempPathFactory) -> Iterator["Seaweed"]:
+    """A real S3 server for the session, with the identities "admin" and "reader" and the bucket `test-bucket`.
+
+    A test may kill or restart it, also with other identities: `bucket` puts it right for the next one.
+    """
+    from seaweed import ADMIN, Identity, Seaweed, find_weed
+
+    try:
+        find_weed()
+    except RuntimeError as error:
+        pytest.skip(str(error))
+    server = Seaweed(tmp_path_factory.mktemp("seaweed"), identities=(ADMIN, Identity(*READER)))
+    server.start()
+    server.make_bucket(BUCKET)
+    yield server
+    server.kill()
+
+
+@pytest.fixture
+def bucket(seaweed: "Seaweed", tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> str:
+    """The URL of an empty folder of the S3 server; this process and its children reach it as "admin".
+
+    It is named after the test, so that faults drawn from names are the same in every session.
+    """
+    from seaweed import ADMIN, Identity
+
+    expected = (ADMIN, Identity(*READER))
+    if seaweed.pid is None or seaweed.identities != expected:
+        seaweed.restart(expected)
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    nowhere = {name: str(tmp_path / "no-aws") for name in ("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE")}
+    store = {"HYDRAMIX_STORE": json.dumps({"cache": str(tmp_path / "cache")})}
+    for name, value in (seaweed.environment() | nowhere | store).items():
+        monkeypatch.setenv(name, value)
+    module = request.node.path.stem
+    return f"s3://{BUCKET}/{re.sub('[^A-Za-z0-9]+', '-', f'{module}-{request.node.name}').strip('-')}"
+
+
+@pytest.fixture
+def proxied(seaweed: "Seaweed", bucket: str, monkeypatch: pytest.MonkeyPatch) -> Iterator["FaultProxy"]:
+    """A proxy in front of the S3 server, through which `bucket` is reached in this test."""
+    from fault_proxy import FaultProxy
+
+    with FaultProxy(seaweed.endpoint) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
+        yield proxy
