@@ -1,4 +1,4 @@
-"""The one exception that is an answer to the user, and the other that is a request to stop."""
+"""The exceptions that are an answer to the user, and the one that is a request to stop."""
 
 import difflib
 from collections.abc import Iterable
@@ -10,6 +10,14 @@ class UserError(Exception):
     The command line prints the text without a traceback and exits with code 2. The text names the
     file, key or object, the value met, what is allowed, and the way out.
     """
+
+
+class DamagedError(UserError):
+    """What was read, and read once more, is not what was written."""
+
+
+class StoreAwayError(UserError):
+    """The store gave no good answer for as long as it is waited for; whatever else is asked of it now waits as long."""
 
 
 class Interrupted(Exception):  # noqa: N818 - not a failure: the user asked to stop

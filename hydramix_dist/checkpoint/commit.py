@@ -19,7 +19,7 @@ from torch import Tensor
 
 from hydramix_dist.checkpoint.layout import pieces
 from hydramix_dist.checkpoint.state import EngineState
-from hydramix_dist.errors import UserError
+from hydramix_dist.errors import DamagedError, UserError
 from hydramix_dist.store import Store
 from hydramix_dist.store.run import digest
 
@@ -131,13 +131,17 @@ def read_manifest(store: Store, folder: str) -> dict[str, Any]:
 
 def verified(store: Store, folder: str, entry: Mapping[str, Any]) -> bytes:
     """Return the bytes of a file that the manifest lists, if they are those written. Raises BrokenError."""
-    try:
-        data = store.read(f"{folder}/{entry['name']}")
-    except FileNotFoundError as error:
-        raise BrokenError(f"{entry['name']} is missing") from error
-    if hashlib.sha256(data).hexdigest() != entry["sha256"]:
-        raise BrokenError(f"{entry['name']} has {len(data)} bytes and not the recorded sha256")
-    return data
+    data = b""
+    for _ in range(2):  # once more: it may have been damaged on its way here
+        try:
+            data = store.read(f"{folder}/{entry['name']}")
+        except FileNotFoundError as error:
+            raise BrokenError(f"{entry['name']} is missing") from error
+        except DamagedError as error:
+            raise BrokenError(f"{entry['name']} is damaged") from error
+        if hashlib.sha256(data).hexdigest() == entry["sha256"]:
+            return data
+    raise BrokenError(f"{entry['name']} has {len(data)} bytes and not the recorded sha256")
 
 
 def _load(store: Store, folder: str, fallbacks: int) -> Checkpoint:
@@ -153,7 +157,7 @@ def _intact_manifest(store: Store, folder: str) -> dict[str, Any]:
         recorded = manifest.pop("sha256")
     except FileNotFoundError as error:
         raise BrokenError("its manifest is missing") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:  # no JSON, or another JSON
+    except (DamagedError, ValueError, KeyError, TypeError, AttributeError) as error:  # or no JSON, or another JSON
         raise BrokenError("its manifest is damaged") from error
     if digest(manifest) != recorded:
         raise BrokenError("its manifest is damaged")

@@ -67,7 +67,8 @@ def store_settings() -> StoreSettings:
 def portable() -> dict[str, str]:
     """Return the environment that gives another machine's process the same settings, credentials aside."""
     tree = store_settings().model_dump(exclude_unset=True)  # a null that was set is a choice: no cache
-    return {VARIABLE: json.dumps(tree)} if tree else {}
+    # YAML does not take two halves of a character, as JSON escapes it, for one.
+    return {VARIABLE: json.dumps(tree, ensure_ascii=False)} if tree else {}
 
 
 @lru_cache(maxsize=8)

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from hydramix_dist.config.store import store_settings
 from hydramix_dist.data.manifest import FileRecord
 from hydramix_dist.data.ranges import Range, read_ranges
-from hydramix_dist.errors import UserError
+from hydramix_dist.errors import DamagedError, UserError
 from hydramix_dist.store import Store
 from hydramix_dist.store.cache import Cache, node_cache
 
@@ -81,6 +81,8 @@ def _read(store: Store, file: FileRecord, way_out: str) -> bytes:
             return b"".join(threads.map(lambda part: store.read(file.path, *part), parts))
     except FileNotFoundError as error:
         raise _missing(store, file.path, way_out) from error
+    except DamagedError as error:  # seen by the store's own checksum, and read twice already
+        raise damaged(store, file.path, "its content is not what was written", way_out) from error
 
 
 def _read_ranges(store: Store, pieces: Sequence[Piece], way_out: str) -> list[bytes]:

@@ -40,7 +40,8 @@ class HeldOut:
             return
         rows = np.asarray(self.images.rows, np.int64)[positions_n.numpy()]
         blocks = self.images.dataset.stream(self.images.split, rows, self.images.side)
-        yield from _regrouped(images for _, images in blocks)
+        # In memory as held ones are: other strides are other convolutions, and other last bits.
+        yield from _regrouped(images.contiguous() for _, images in blocks)
 
 
 def load_held_out(dataset: Dataset, split: str, rows: Sequence[int], side: int) -> HeldOut:

@@ -1,11 +1,15 @@
 """The first half of an import: every item decoded once, by all cores, into parts that a later attempt finds again.
 
 A part holds the outcome (a stored image or a refusal) of a fixed range of items. Parts lie under a folder named by the
-plan, so an interrupted import goes on after the last whole part, and another plan never sees them.
+plan, so an interrupted import goes on after the last whole part, and another plan never sees them. A part that is there
+is never written again: of two imports of one plan, all that comes after is made from the same bytes.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing
 from importlib.metadata import version
+from itertools import islice
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -15,11 +19,12 @@ from hydramix_dist.data.decode import Payload, Refusal, StoredImage, prepare
 from hydramix_dist.data.manifest import Fit
 from hydramix_dist.data.pool import Workers
 from hydramix_dist.data.shards import read_table, table_bytes
-from hydramix_dist.data.sources import Item, Source
+from hydramix_dist.data.sources import Source
+from hydramix_dist.errors import UserError
 from hydramix_dist.store.store import Store
 
 FOLDER = "import"
-ITEMS_PER_PART = 1024
+_ITEMS_PER_PART, _PART_BYTES = 1024, 16 * 2**20  # whichever is less; a part is built in memory
 _BATCH_BYTES = 2**18  # enough work for a worker not to wait for the next, little enough to hold many of them
 
 _SCHEMA = pa.schema(
@@ -35,69 +40,91 @@ _SCHEMA = pa.schema(
 )
 
 Outcome = StoredImage | str
-_Job = tuple[int, list[Payload | Refusal], int, Fit]
+_Job = tuple[str, list[Payload | Refusal], int, Fit]
 
 
 def stage(
     store: Store,
     source: Source,
+    digests: Sequence[bytes],
     *,
     plan: str,
     side: int,
     fit: Fit,
     workers: Workers,
     progress: Callable[[str, int, int], None],
-) -> list[str]:
-    """Return the paths of all parts, in the items' order, after making those that are absent."""
+) -> dict[str, range]:
+    """Return the items of each part by its path, in order, after making the parts that are absent.
+
+    Raises ChangedError where an item is not what its digest in `digests` says.
+    """
     total = len(source.items)
+    size = max(1, min(_ITEMS_PER_PART, _PART_BYTES // (3 * side * side)))  # as if no image could be compressed
+    ranges = [range(first, min(first + size, total)) for first in range(0, total, size)]
     # The pixels of a resize may change with Pillow, so parts of another version do not count.
-    paths = [
-        f"{FOLDER}/{plan[:16]}-pillow-{version('pillow')}/part-{number:05d}.parquet"
-        for number in range(-(-total // ITEMS_PER_PART))
-    ]
+    folder = f"{FOLDER}/{plan[:16]}-pillow-{version('pillow')}-by-{size}"
+    parts = {f"{folder}/part-{number:05d}.parquet": items for number, items in enumerate(ranges)}
     there = set(store.list(FOLDER))
-    absent = [number for number, path in enumerate(paths) if path not in there]
-    done = sum(_size(number, total) for number in range(len(paths)) if number not in absent)
+    absent = {path: items for path, items in parts.items() if path not in there}
+    done = total - sum(map(len, absent.values()))
     outcomes: list[Outcome] = []
-    for number, batch in workers.ordered_map(prepare_batch, _jobs(source, absent, side, fit)):
-        outcomes.extend(batch)
-        done += len(batch)
-        if len(outcomes) == _size(number, total):
-            store.put(paths[number], _part(number, outcomes))
-            outcomes = []
-        progress("images", done, total)
-    return paths
+    with closing(_jobs(source, digests, absent, side, fit)) as jobs:
+        for path, batch in workers.ordered_map(prepare_batch, jobs):
+            outcomes.extend(batch)
+            done += len(batch)
+            if len(outcomes) == len(parts[path]):
+                store.put_if_absent(path, _part(parts[path], outcomes))
+                outcomes = []
+            progress("images", done, total)
+    return parts
 
 
 def read_outcomes(store: Store, path: str) -> pa.Table:
-    """Return a part without its pixels: item, reason, sha256, width, height."""
-    with store.open(path) as file:
-        return pq.ParquetFile(file, pre_buffer=False).read(_SCHEMA.names[:5], use_threads=False)
+    """Return a part without its pixels: item, reason, sha256, width, height. Raises UserError where it is damaged."""
+
+    def read() -> pa.Table:
+        with store.open(path) as file:
+            part = pq.ParquetFile(file, page_checksum_verification=True, pre_buffer=False)
+            return part.read(_SCHEMA.names[:5], use_threads=False)
+
+    return _intact(store, path, read)
 
 
-def read_part(store: Store, path: str) -> pa.Table:
-    """Return a whole part, its page checksums verified."""
-    return read_table(store.read(path))
+def read_part(store: Store, path: str) -> Iterator[dict[str, Any]]:
+    """Yield a part's rows, few of them unpacked at once. Raises UserError where it is damaged."""
+    for rows in _intact(store, path, lambda: read_table(store.read(path))).to_batches(max_chunksize=64):
+        yield from rows.to_pylist()
 
 
-def _size(number: int, total: int) -> int:
-    return min(ITEMS_PER_PART, total - number * ITEMS_PER_PART)
+def _intact(store: Store, path: str, read: Callable[[], pa.Table], again: bool = True) -> pa.Table:
+    """Return what a part's pages hold; where a checksum does not match, it may have been damaged on its way."""
+    try:
+        return read()
+    except FileNotFoundError:
+        raise
+    except (OSError, pa.ArrowException) as error:  # pyarrow's words for a wrong checksum, and for a broken file
+        if again:
+            return _intact(store, path, read, again=False)
+        raise UserError(
+            f"{store.path(path)} is damaged ({error}); delete {store.path(FOLDER)} and run the same command again"
+        ) from error
 
 
-def _jobs(source: Source, parts: list[int], side: int, fit: Fit) -> Iterator[_Job]:
-    for number in parts:
-        first = number * ITEMS_PER_PART
-        batch: list[Payload | Refusal] = []
-        size = 0
-        for item in source.items[first : first + ITEMS_PER_PART]:
-            payload = read_item(item)
-            batch.append(payload)
-            size += _bytes(payload)
-            if size >= _BATCH_BYTES:
-                yield number, batch, side, fit
-                batch, size = [], 0
-        if batch:
-            yield number, batch, side, fit
+def _jobs(source: Source, digests: Sequence[bytes], parts: dict[str, range], side: int, fit: Fit) -> Generator[_Job]:
+    """Yield work of about _BATCH_BYTES each, none across two parts. Their items are read in one go over all parts."""
+    rows = [item for items in parts.values() for item in items]
+    with closing(source.known_payloads(rows, digests)) as payloads:
+        for path, items in parts.items():
+            batch: list[Payload | Refusal] = []
+            size = 0
+            for payload in islice(payloads, len(items)):
+                batch.append(payload)
+                size += _bytes(payload)
+                if size >= _BATCH_BYTES:
+                    yield path, batch, side, fit
+                    batch, size = [], 0
+            if batch:
+                yield path, batch, side, fit
 
 
 def _bytes(payload: Payload | Refusal) -> int:
@@ -106,18 +133,10 @@ def _bytes(payload: Payload | Refusal) -> int:
     return payload.nbytes if isinstance(payload, np.ndarray) else len(payload)
 
 
-def read_item(item: Item) -> Payload | Refusal:
-    """Return what the source gives for an item, or the refusal it raised."""
-    try:
-        return item.read()
-    except Refusal as refusal:
-        return refusal
-
-
-def prepare_batch(job: _Job) -> tuple[int, list[Outcome]]:
-    """Return the part's number and each item's outcome; this is what a worker process runs."""
-    number, payloads, side, fit = job
-    return number, [_outcome(payload, side, fit) for payload in payloads]
+def prepare_batch(job: _Job) -> tuple[str, list[Outcome]]:
+    """Return the part's path and each item's outcome; this is what a worker process runs."""
+    path, payloads, side, fit = job
+    return path, [_outcome(payload, side, fit) for payload in payloads]
 
 
 def _outcome(payload: Payload | Refusal, side: int, fit: Fit) -> Outcome:
@@ -129,11 +148,11 @@ def _outcome(payload: Payload | Refusal, side: int, fit: Fit) -> Outcome:
         return str(refusal)
 
 
-def _part(number: int, outcomes: list[Outcome]) -> bytes:
+def _part(items: range, outcomes: Sequence[Outcome]) -> bytes:
     rows = []
-    for position, outcome in enumerate(outcomes):
+    for item, outcome in zip(items, outcomes, strict=True):
         row: dict[str, object] = dict.fromkeys(_SCHEMA.names)
-        row["item"] = number * ITEMS_PER_PART + position
+        row["item"] = item
         row |= {"reason": outcome} if isinstance(outcome, str) else vars(outcome)
         rows.append(row)
     return table_bytes(pa.Table.from_pylist(rows, schema=_SCHEMA))

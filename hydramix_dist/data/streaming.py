@@ -50,7 +50,7 @@ class Split:
 def stream_encoded(split: Split, rows: Sequence[int] | Rows) -> Iterator[tuple[Rows, list[memoryview]]]:
     """Yield (rows [n], their stored PNGs) block by block, checked; rows come in ascending order.
 
-    Raises UserError naming file and image where one is missing or damaged.
+    Raises UserError naming the file, and the image where it was read by itself, where one is missing or damaged.
     """
     blocks = _blocks(split, np.sort(np.asarray(rows, np.int64)))
     pending: deque[tuple[Rows, Future[list[memoryview]]]] = deque()

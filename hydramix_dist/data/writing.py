@@ -4,7 +4,6 @@ import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -24,7 +23,7 @@ from hydramix_dist.data.manifest import (
     Sizes,
     file_record,
 )
-from hydramix_dist.data.shards import ROWS_PER_SHARD, ShardRow, image_shard, table_bytes
+from hydramix_dist.data.shards import Place, ShardRow, by_shard, image_shard, table_bytes
 from hydramix_dist.data.sources import Source
 from hydramix_dist.errors import UserError
 from hydramix_dist.store.store import Store
@@ -41,8 +40,11 @@ class Choice:
     licence: str | None
 
 
-def write_objects(store: Store, source: Source, parts: list[str], choice: Choice) -> tuple[Manifest, pa.Table]:
-    """Return the manifest (not written yet) and the index, after writing shards and index."""
+def write_objects(store: Store, source: Source, parts: dict[str, range], choice: Choice) -> tuple[Manifest, pa.Table]:
+    """Return the manifest (not written yet) and the index, after writing shards and index.
+
+    Raises FileExistsError where one of them is there with another content, FileNotFoundError where a part is gone.
+    """
     outcomes = pa.concat_tables([staging.read_outcomes(store, path) for path in parts]).to_pylist()
     came_in = [row for row in outcomes if row["reason"] is None]
     try:
@@ -52,7 +54,7 @@ def write_objects(store: Store, source: Source, parts: list[str], choice: Choice
         raise
     files, index = _write_shards(store, source, parts, result)
     index_data = table_bytes(index)
-    store.put(INDEX, index_data)
+    put_once(store, INDEX, index_data)
     kept = [row for row in came_in if row["item"] in result.places]
     small = sum(min(row["width"], row["height"]) < choice.side for row in kept)
     if small:
@@ -87,40 +89,51 @@ def write_objects(store: Store, source: Source, parts: list[str], choice: Choice
 
 
 def _write_shards(
-    store: Store, source: Source, parts: list[str], result: Arrangement
+    store: Store, source: Source, parts: dict[str, range], result: Arrangement
 ) -> tuple[list[FileRecord], pa.Table]:
+    """Return the records of all shards, train before test, and the index, holding one shard and one part in memory."""
     files: list[FileRecord] = []
-    index: dict[str, list[dict[str, Any]]] = {split: [] for split in SPLITS}
+    index = [INDEX_SCHEMA.empty_table()]
     for split in SPLITS:
-        for number, rows in enumerate(_shards(store, parts, result, split)):
+        for number, rows in enumerate(by_shard(_rows(store, source, parts, result, split))):
             path = f"{split}-{number:05d}.parquet"
-            images = [
-                ShardRow(source.items[row["item"]].id, result.places[row["item"]][1], row["sha256"], row["png"])
-                for row in rows
-            ]
-            data, places = image_shard(images, result.classes)
-            store.put(path, data)
+            data, places = image_shard(rows, result.classes)
+            put_once(store, path, data)
             files.append(file_record(path, data))
-            for row, image, place in zip(rows, images, places, strict=True):
-                entry = {name: row[name] for name in ("sha256", "width", "height", "thumbnail")}
-                entry |= {"id": image.id, "split": split, "label": image.label, "file": path}
-                entry |= {"stored_sha256": hashlib.sha256(image.png).hexdigest()}
-                index[split].append(entry | place._asdict())
-    return files, pa.Table.from_pylist([row for split in SPLITS for row in index[split]], schema=INDEX_SCHEMA)
+            index.append(_index(rows, places, split, path))
+    return files, pa.concat_tables(index).combine_chunks()
 
 
-def _shards(store: Store, parts: list[str], result: Arrangement, split: str) -> Iterator[list[dict[str, Any]]]:
-    """Yield the rows of each shard of a split, in the items' order, holding one shard and one part in memory."""
-    shard: list[dict[str, Any]] = []
-    for path in parts:
-        for row in staging.read_part(store, path).to_pylist():
-            if result.places.get(row["item"], ("", 0))[0] == split:
-                shard.append(row)
-                if len(shard) == ROWS_PER_SHARD:
-                    yield shard
-                    shard = []
-    if shard:
-        yield shard
+def _rows(store: Store, source: Source, parts: dict[str, range], result: Arrangement, split: str) -> Iterator[ShardRow]:
+    """Yield the images of a split, in the items' order."""
+    nowhere = ("", 0)
+    for path, items in parts.items():
+        if not any(result.places.get(item, nowhere)[0] == split for item in items):
+            continue
+        for row in staging.read_part(store, path):
+            home, label = result.places.get(row["item"], nowhere)
+            if home == split:
+                told = {name: row[name] for name in ("sha256", "png", "width", "height", "thumbnail")}
+                yield ShardRow(id=source.items[row["item"]].id, label=label, **told)
+
+
+def _index(rows: list[ShardRow], places: list[Place], split: str, path: str) -> pa.Table:
+    entries = []
+    for row, place in zip(rows, places, strict=True):
+        told = {name: getattr(row, name) for name in ("id", "label", "sha256", "width", "height", "thumbnail")}
+        told["stored_sha256"] = hashlib.sha256(row.png).hexdigest()
+        entries.append(told | place._asdict() | {"split": split, "file": path})
+    return pa.Table.from_pylist(entries, schema=INDEX_SCHEMA)
+
+
+def put_once(store: Store, path: str, data: bytes) -> None:
+    """Write an object that nobody may have written otherwise. Raises FileExistsError where somebody has.
+
+    Two imports of one plan write the same bytes where they run the same versions on the same kind of processor. Where
+    they do not, neither may replace what the other's record has the checksum of.
+    """
+    if not store.put_if_absent(path, data) and store.read(path) != data:
+        raise FileExistsError(path)
 
 
 def _span(rows: list[dict[str, int]], name: str) -> tuple[int, int]:

@@ -83,7 +83,7 @@ def run_pilot(
             report = write()
         except BaseException as error:
             held.check()
-            folder.fail(str(error) or type(error).__name__)
+            folder.fail_with(error)
             raise
         if failed:
             folder.fail(f"{len(failed)} of {len(plan.tasks)} trainings failed")

@@ -20,7 +20,7 @@ from multiprocessing.connection import Connection
 from multiprocessing.connection import wait as wait_for
 from typing import Any
 
-from hydramix_dist.errors import Interrupted, UserError
+from hydramix_dist.errors import Interrupted, StoreAwayError, UserError
 from hydramix_dist.orchestration.tasks import Task
 
 ATTEMPTS = 3
@@ -101,8 +101,8 @@ def run_tasks(
                     progress(key, *value)
                     continue
                 worker.key = None
-                if kind == "bad input":  # no other training can mend it
-                    raise UserError(value)
+                if kind in ("bad input", "store away"):  # no other training can mend it
+                    raise UserError(value) if kind == "bad input" else StoreAwayError(value)
                 if kind == "gone":
                     killed[key] += 1
                     _log.warning("the process of %s was killed (%s)", tasks[key].name, value)
@@ -231,6 +231,8 @@ def _carry_out(task: Task, pipe: Connection, should_stop: Callable[[], bool]) ->
         return "done", task.run(progress, should_stop)
     except Interrupted:
         return "stopped", None
+    except StoreAwayError as error:
+        return "store away", str(error)
     except UserError as error:
         return "bad input", str(error)
     except Exception as error:

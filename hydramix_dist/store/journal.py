@@ -5,6 +5,7 @@ import logging
 import threading
 from types import TracebackType
 
+from hydramix_dist.errors import StoreAwayError
 from hydramix_dist.store.disk import disk_errors_as_answers
 from hydramix_dist.store.store import Store
 
@@ -54,6 +55,9 @@ class Journal:
             return
         self._over.set()
         self._thread.join()
+        if isinstance(error, StoreAwayError):  # which another try would wait for as long again
+            _log.warning("besides, the last lines of %s were not written", self._store.path(self._path))
+            return
         try:
             self._rewrite()
         except Exception as unwritten:

@@ -19,8 +19,9 @@ import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import TracebackType
 
-from hydramix_dist.errors import Interrupted, UserError
+from hydramix_dist.errors import Interrupted, StoreAwayError, UserError
 from hydramix_dist.store.disk import disk_errors_as_answers
 from hydramix_dist.store.store import Store
 
@@ -143,18 +144,18 @@ class Lease:
         self._thread.start()
         return self._held
 
-    def __exit__(self, *exception: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._over.set()
         self._thread.join()
-        if self._held.lost or self._failing:
+        if self._held.lost or self._failing or isinstance(error, StoreAwayError):
             return
         try:
             self._put(released=True)
             for number in self._numbers():
                 if number < self._number:
                     self._store.delete(_name(number))
-        except Exception as error:  # the block is over, well or not, and its own end is what counts
-            _log.warning("%s could not be marked as free (%s)", self._store.url, error)
+        except Exception as unmarked:  # the block is over, well or not, and its own end is what counts
+            _log.warning("%s could not be marked as free (%s)", self._store.url, unmarked)
 
     # ---- taking over
 

@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from hydramix_dist.errors import UserError
+from hydramix_dist.errors import StoreAwayError, UserError
 from hydramix_dist.store.store import Store
 
 SCHEMA_VERSION = 1
@@ -50,6 +50,15 @@ class RunFolder:
     def fail(self, reason: str) -> None:
         """Mark the run failed or stopped, with the reason in words."""
         self._status("failed", reason)
+
+    def fail_with(self, error: BaseException) -> None:
+        """Mark the run failed or stopped by an error that is about to be raised, and stays the one that is told."""
+        if isinstance(error, StoreAwayError):  # the mark would be waited for as long again, and not be made either
+            return
+        try:
+            self.fail(str(error) or type(error).__name__)
+        except UserError as unmarked:
+            _log.warning("besides, the run could not be marked as failed: %s", unmarked)
 
     def _status(self, state: State, reason: str | None) -> None:
         if int(read_status(self.store).get("attempt", 0)) > self.attempt:

@@ -6,11 +6,16 @@ back-off and full jitter until `patience` is over; anything else is an answer at
 """
 
 import asyncio
+import contextlib
 import logging
+import os
 import random
 import re
+import ssl
 import time
+import uuid
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 import aiohttp
@@ -33,8 +38,8 @@ from botocore.exceptions import (
 from botocore.parsers import ResponseParserError
 from fsspec.asyn import sync_wrapper
 
-from hydramix_dist.config.store import StoreSettings
-from hydramix_dist.errors import UserError
+from hydramix_dist.config.store import StoreSettings, store_settings
+from hydramix_dist.errors import DamagedError, StoreAwayError, UserError
 from hydramix_dist.store.traffic import traffic
 
 T = TypeVar("T")
@@ -65,10 +70,11 @@ _PASSING_CODES = {"SlowDown", "Throttling", "ThrottlingException", "RequestLimit
     "XAmzContentSHA256Mismatch",
     "XAmzContentChecksumMismatch",
 }
+_WRITER = "hydramix-writer"  # metadata by which a conditional put knows its own object
 
 
 class LostUploadError(OSError):
-    """The end of an upload was tried again and the store does not know it any more; it has to be sent anew."""
+    """The store does not know an upload any more that is under way, or that was ended before: it is sent anew."""
 
 
 class PatientS3FileSystem(s3fs.S3FileSystem):  # type: ignore[misc]  # s3fs has no types
@@ -82,26 +88,27 @@ class PatientS3FileSystem(s3fs.S3FileSystem):  # type: ignore[misc]  # s3fs has 
         self._answered = False
 
     async def _call_s3(self, method: str, *akwarglist: Any, **kwargs: Any) -> Any:
-        tried = 0
+        conditional = method == "put_object" and "IfNoneMatch" in kwargs
+        mark = {"Metadata": {_WRITER: uuid.uuid4().hex}} if conditional else {}
 
         async def once() -> Any:
-            nonlocal tried
-            tried += 1
-            return await super(PatientS3FileSystem, self)._call_s3(method, *akwarglist, **kwargs)
+            return await super(PatientS3FileSystem, self)._call_s3(method, *akwarglist, **kwargs, **mark)
 
         where = f"s3://{kwargs.get('Bucket', '')}/{kwargs.get('Key', kwargs.get('Prefix', ''))}"
         try:
             return await self._patiently(once, where)
         except FileNotFoundError as error:
-            if tried > 1 and method == "complete_multipart_upload":
+            if method in ("upload_part", "complete_multipart_upload"):
                 raise LostUploadError(where) from error
             raise
         except OSError as error:
-            if "IfNoneMatch" not in kwargs or (_answer_to(error) or ("", 0))[1] != 412:
+            if not conditional or (_answer_to(error) or ("", 0))[1] != 412:
                 raise
-            # The first try may have written it, and only its answer been lost.
-            if tried > 1 and await self._cat_file(where) == bytes(kwargs["Body"]):
-                return {}
+            # This very call may have written it and only the answer been lost: aiohttp sends a PUT again, unseen.
+            with contextlib.suppress(FileNotFoundError):
+                there = await self._call_s3("head_object", Bucket=kwargs["Bucket"], Key=kwargs["Key"])
+                if there["Metadata"].get(_WRITER) == mark["Metadata"][_WRITER]:
+                    return {}
             raise FileExistsError(where) from error
 
     async def _cat_file(  # reads the whole body within one try; s3fs would ask for the size first
@@ -159,6 +166,8 @@ class PatientS3FileSystem(s3fs.S3FileSystem):  # type: ignore[misc]  # s3fs has 
         # Tried once: whoever aborts has waited long enough, and a lifecycle rule of the bucket removes such parts too.
         try:
             await super()._call_s3("abort_multipart_upload", Bucket=bucket, Key=key, UploadId=mpu)
+        except FileNotFoundError:
+            pass  # its end was done, or somebody else removed it
         except Exception as error:
             _log.warning("parts of an unfinished upload to s3://%s/%s stay behind (%s)", bucket, key, _short(error))
 
@@ -197,7 +206,8 @@ class PatientS3FileSystem(s3fs.S3FileSystem):  # type: ignore[misc]  # s3fs has 
 def s3_file_system(settings: StoreSettings) -> PatientS3FileSystem:
     """Return a new file system for this process. Nothing is asked of the server yet."""
     endpoint = None if settings.endpoint is None else settings.endpoint.rstrip("/")
-    client = {"region_name": settings.region, "verify": settings.ca_bundle}
+    authorities = None if settings.ca_bundle is None else str(Path(settings.ca_bundle).expanduser())
+    client = {"region_name": settings.region, "verify": authorities}
     style = {} if settings.addressing == "auto" else {"s3": {"addressing_style": settings.addressing}}
     return PatientS3FileSystem(
         patience=settings.patience,
@@ -223,7 +233,8 @@ def may_pass(error: BaseException) -> bool:
     if answer is not None:
         code, status = answer
         return code in _PASSING_CODES or status == 429 or (status >= 500 and status != 501)
-    return isinstance(error, _PASSING) and not isinstance(error, SSLError) and not _is_tls(error)
+    final = isinstance(error, SSLError) or _is_tls(error) or _reading_authorities(error) is not None
+    return isinstance(error, _PASSING) and not final
 
 
 def explain(error: BaseException, where: str, action: str) -> UserError | None:
@@ -243,8 +254,20 @@ def explain(error: BaseException, where: str, action: str) -> UserError | None:
             f"{where}: the server's certificate was not accepted ({_short(error)}); give the PEM file of its authority "
             "as AWS_CA_BUNDLE or as ca_bundle in HYDRAMIX_STORE"
         )
-    if isinstance(error, FlexibleChecksumError):
+    unread = _reading_authorities(error)
+    if unread is not None:
         return UserError(
+            f"{where}: the certificate authorities in {store_settings().ca_bundle or os.environ.get('AWS_CA_BUNDLE')} "
+            f"cannot be read ({_short(unread)}); give a PEM file as AWS_CA_BUNDLE or as ca_bundle in "
+            "HYDRAMIX_STORE"
+        )
+    if isinstance(error, LostUploadError):
+        return UserError(
+            f"cannot write {where}: twice the store has forgotten the upload while it was under way; a lifecycle rule "
+            "of the bucket that ends uploads must leave them some hours"
+        )
+    if isinstance(error, FlexibleChecksumError):
+        return DamagedError(
             f"cannot read {where}: twice it arrived otherwise than the store recorded it ({_short(error)}); it is "
             "damaged there or on the way"
         )
@@ -289,10 +312,16 @@ def _is_tls(error: BaseException) -> bool:
     return isinstance(error, aiohttp.ClientSSLError) or "CERTIFICATE_VERIFY_FAILED" in str(error)
 
 
-def _gave_up(where: str, server: str, tries: int, patience: float, error: BaseException) -> UserError:
+def _reading_authorities(error: BaseException) -> BaseException | None:
+    """Return why the PEM file cannot be read, which aiobotocore finds out, and wraps, at the first request."""
+    inner = error.kwargs.get("error") if isinstance(error, HTTPClientError) else None
+    return inner if isinstance(inner, FileNotFoundError | PermissionError | IsADirectoryError | ssl.SSLError) else None
+
+
+def _gave_up(where: str, server: str, tries: int, patience: float, error: BaseException) -> StoreAwayError:
     answer = _answer_to(error)
     last = f"{answer[1]} {answer[0]}" if answer else _short(error)
-    return UserError(
+    return StoreAwayError(
         f"{where}: {server} gave no good answer in {patience:g} s ({tries} tries, the last: {last}); what was saved "
         "stays, and the same command goes on when the store is back"
     )

@@ -46,7 +46,7 @@ def train_in_folder(
         on_first(group, lambda: store.put("result.json", text))
     except BaseException as error:
         if group.rank == 0:
-            folder.fail(str(error) or type(error).__name__)
+            folder.fail_with(error)
         raise
     on_first(group, folder.succeed)
     return result
