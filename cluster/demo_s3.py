@@ -59,9 +59,9 @@ def main() -> int:
 def _show(bucket: Store) -> None:
     """Print objects and bytes below each folder."""
     sizes: dict[str, list[int]] = defaultdict(list)
-    for path in bucket.list():
+    for path, size in bucket.sizes().items():
         parts = path.split("/")
-        sizes["/".join(parts[: min(3, len(parts) - 1)]) + "/"].append(bucket.size(path))
+        sizes["/".join(parts[: min(3, len(parts) - 1)]) + "/"].append(size)
     table = Table("in the bucket", "objects", "MB", box=None, pad_edge=False)
     for column in table.columns[1:]:
         column.justify = "right"

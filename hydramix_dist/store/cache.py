@@ -69,9 +69,8 @@ class Cache:
             finally:
                 temporary.unlink(missing_ok=True)
             self._written += len(data)
-            if self._written >= _LOOKS_EACH * self._limit:
+            if self._written >= _LOOKS_EACH * self._limit and self._evict():
                 self._written = 0
-                self._evict()
         except OSError as error:
             self._works = False
             _log.warning("the cache in %s takes nothing more (%s); going on without it", self.folder, error.strerror)
@@ -101,11 +100,14 @@ class Cache:
     def _note(self, name: str) -> Path:
         return self._path(hashlib.sha256(name.encode()).hexdigest()).with_suffix(".name")
 
-    def _evict(self) -> None:
-        """Remove the longest unused files above the limit, and temporary ones of killed writers."""
+    def _evict(self) -> bool:
+        """Remove the longest unused files above the limit, and temporary ones of killed writers.
+
+        Return whether this was done: not where another process is at it, which may have looked before the last write.
+        """
         with self._alone() as alone:
-            if not alone:  # another process is at it
-                return
+            if not alone:
+                return False
             files, now = [], time.time()
             for path in self.folder.glob("??/*"):
                 with contextlib.suppress(FileNotFoundError):
@@ -115,13 +117,13 @@ class Cache:
                     elif now - status.st_mtime > _STALE_SECONDS:
                         path.unlink()
             total = sum(size for _, size, _ in files)
-            if total <= self._limit:
-                return
-            for _, size, path in sorted(files):
-                path.unlink(missing_ok=True)
-                total -= size
-                if total <= _DOWN_TO * self._limit:
-                    return
+            if total > self._limit:
+                for _, size, path in sorted(files):
+                    path.unlink(missing_ok=True)
+                    total -= size
+                    if total <= _DOWN_TO * self._limit:
+                        break
+            return True
 
     @contextlib.contextmanager
     def _alone(self) -> Iterator[bool]:

@@ -42,6 +42,10 @@ class Disk:
         paths = (os.path.join(parent, name) for parent, _, names in os.walk(full) for name in names)  # noqa: PTH118
         return [path for path in paths if not path.rsplit("/", 1)[-1].startswith(TEMPORARY)]
 
+    def sizes(self, full: str) -> dict[str, int]:
+        """Return the sizes in bytes of all finished files below a folder, by full path, or the file's own."""
+        return {path: self.size(path) for path in self.list(full)}
+
     def put_if_absent(self, full: str, data: bytes) -> bool:
         """Write a file unless one is there; return whether this call wrote it."""
         with disk_errors_as_answers(full):

@@ -57,11 +57,19 @@ class Objects:
 
     def list(self, full: str) -> list[str]:
         """Return the full names of all objects below a name, without what stands for folders."""
+        return list(self.sizes(full))
+
+    def sizes(self, full: str) -> dict[str, int]:
+        """Return the sizes in bytes of all objects below a name, by full name, without what stands for folders."""
         with self._answers(full, "read"):
             found = self.file_system.find(full, detail=True)
-            # The console of AWS makes empty objects with a slash at the end; SeaweedFS keeps the folder of what was
-            # removed, and s3fs takes that for an entry.
-            return [name for name, entry in found.items() if entry["type"] == "file" and not name.endswith("/")]
+        # The console of AWS makes empty objects with a slash at the end; SeaweedFS keeps the folder of what was
+        # removed, and s3fs takes that for an entry.
+        return {
+            name: int(entry["size"])
+            for name, entry in found.items()
+            if entry["type"] == "file" and not name.endswith("/")
+        }
 
     def put_if_absent(self, full: str, data: bytes) -> bool:
         """Write an object unless one is there; return whether this call wrote it."""

@@ -90,8 +90,15 @@ class Store:
 
     def list(self, prefix: str = "") -> list[str]:
         """Return the relative paths of all objects under a folder, sorted, without unfinished ones."""
-        found = self._files.list(self._full(prefix))
-        return sorted(name[len(self._root) :].lstrip("/") for name in found)
+        return sorted(self._relative(name) for name in self._files.list(self._full(prefix)))
+
+    def sizes(self, prefix: str = "") -> dict[str, int]:
+        """Return the sizes in bytes of all objects under a folder, by relative path, sorted, from one listing.
+
+        Of a URL that is itself an object: its size, by the empty path.
+        """
+        found = self._files.sizes(self._full(prefix))
+        return {self._relative(name): found[name] for name in sorted(found)}
 
     def put(self, path: str, data: bytes) -> None:
         """Write an object as a whole, replacing an old one. Raises UserError where it cannot be written."""
@@ -114,6 +121,9 @@ class Store:
     def delete(self, path: str = "") -> None:
         """Remove an object, or a folder with all below it; nothing happens where it is absent."""
         self._files.delete(self._full(path))
+
+    def _relative(self, full: str) -> str:
+        return full[len(self._root) :].lstrip("/")
 
     def _full(self, path: str) -> str:
         parts = path.split("/") if path else []
