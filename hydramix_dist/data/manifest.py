@@ -65,11 +65,6 @@ class Manifest(_Record):
     fingerprint: str
 
 
-def write_manifest(store: Store, manifest: Manifest) -> None:
-    """Write the record; the data set exists from here on."""
-    store.put(MANIFEST, (manifest.model_dump_json(indent=2) + "\n").encode())
-
-
 def read_manifest(store: Store) -> Manifest:
     """Return the record of the data set in `store`. Raises UserError: none there, a newer schema, or a broken file."""
     return parse_manifest(store, manifest_bytes(store))

@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from hydramix_dist.config.schema import SegmentSettings
 from hydramix_dist.data.fetch import Piece, read_pieces, read_whole
 from hydramix_dist.data.manifest import FileRecord, broken_record, check_schema, file_record
-from hydramix_dist.data.shards import ROWS_PER_SHARD, read_table, table_bytes, with_places
+from hydramix_dist.data.shards import ROWS_PER_SHARD, SHARD_BYTES, read_table, table_bytes, with_places
 from hydramix_dist.errors import UserError
 from hydramix_dist.store.cache import node_cache
 from hydramix_dist.store.store import Store
@@ -116,14 +116,17 @@ def write_maps(
     files: list[FileRecord] = []
     index: list[dict[str, object]] = []
     held: list[bytes] = []
+    size = 0
     for batch in made:
-        held.extend(batch)
+        for png in batch:
+            if held and (len(held) == ROWS_PER_SHARD or size + len(png) > SHARD_BYTES):
+                files.append(_write_file(store, f"{key.stem}-{len(files):05d}.parquet", ids, held, index))
+                held, size = [], 0
+            held.append(png)
+            size += len(png)
         told(len(index) + len(held))
-        while len(held) >= ROWS_PER_SHARD:
-            files.append(_write_file(store, key, ids, held[:ROWS_PER_SHARD], index))
-            held = held[ROWS_PER_SHARD:]
     if held:
-        files.append(_write_file(store, key, ids, held, index))
+        files.append(_write_file(store, f"{key.stem}-{len(files):05d}.parquet", ids, held, index))
     table = table_bytes(pa.Table.from_pylist(index, schema=_INDEX_SCHEMA))
     store.put(f"{key.stem}.index.parquet", table)
     record = SegmentRecord(
@@ -139,11 +142,10 @@ def write_maps(
 
 
 def _write_file(
-    store: Store, key: MapKey, ids: Sequence[str], maps: Sequence[bytes], index: list[dict[str, object]]
+    store: Store, path: str, ids: Sequence[str], maps: Sequence[bytes], index: list[dict[str, object]]
 ) -> FileRecord:
     """Write the maps that come next and add their places to the index."""
     names = ids[len(index) : len(index) + len(maps)]
-    path = f"{key.stem}-{len(index) // ROWS_PER_SHARD:05d}.parquet"
     data, places = with_places(pa.table({"id": pa.array(names), "map": pa.array(maps, pa.binary())}), "map", maps)
     store.put(path, data)
     for name, place, png in zip(names, places, maps, strict=True):
