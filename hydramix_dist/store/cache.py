@@ -15,7 +15,8 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
-from hydramix_dist.config.store import store_settings
+from hydramix_dist.config.store import VARIABLE, store_settings
+from hydramix_dist.errors import UserError
 from hydramix_dist.store.traffic import traffic
 
 _log = logging.getLogger("hydramix")
@@ -147,5 +148,12 @@ def node_cache() -> Cache | None:
         return None
     key = settings.cache, settings.cache_gib
     if key not in _caches:
-        _caches[key] = Cache(Path(settings.cache).expanduser(), int(settings.cache_gib * 2**30))
+        try:
+            folder = Path(settings.cache).expanduser()
+        except RuntimeError as error:  # a user without a home, as containers have
+            raise UserError(
+                f"the cache's folder '{settings.cache}' cannot be told ({error}); give another one, or null, as `cache` "
+                f"in {VARIABLE}"
+            ) from error
+        _caches[key] = Cache(folder, int(settings.cache_gib * 2**30))
     return _caches[key]

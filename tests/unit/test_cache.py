@@ -139,7 +139,7 @@ def test_while_another_process_makes_room_nobody_waits(tmp_path: Path) -> None:
         for number in range(1, 5):
             cache.put(*content(number))
         assert len(files(cache)) == 5
-    cache.put(*content(5))
+    cache.put(*content(5, 100))  # too little to look for, but this look is owed
     assert sum(files(cache).values()) <= 20_000
 
 
@@ -171,9 +171,7 @@ def test_many_processes_at_once_see_whole_contents_only(tmp_path: Path) -> None:
     assert all(hits > 0 and wrong == said == 0 for hits, wrong, said in results), results
     cache = Cache(tmp_path / "cache", limit)
     assert left_over(cache) == []
-    # Each process looks when it has written a fiftieth, here at each content.
-    assert sum(files(cache).values()) <= limit + 4 * 40_000
-    cache.put(*content(99))
+    cache.put(*content(99))  # the last look of those processes may have been before the last content of another one
     assert 0 < sum(files(cache).values()) <= limit
 
 
