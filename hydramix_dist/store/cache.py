@@ -152,7 +152,7 @@ def node_cache() -> Cache | None:
             folder = Path(settings.cache).expanduser()
         except RuntimeError as error:  # a user without a home, as containers have
             raise UserError(
-                f"the cache's folder '{settings.cache}' cannot be told ({error}); give another one, or null, as `cache` "
+                f"there is no telling where the cache '{settings.cache}' lies ({error}); give a folder, or null, as `cache` "
                 f"in {VARIABLE}"
             ) from error
         _caches[key] = Cache(folder, int(settings.cache_gib * 2**30))
