@@ -152,8 +152,8 @@ def node_cache() -> Cache | None:
             folder = Path(settings.cache).expanduser()
         except RuntimeError as error:  # a user without a home, as containers have
             raise UserError(
-                f"there is no telling where the cache '{settings.cache}' lies ({error}); give a folder, or null, as `cache` "
-                f"in {VARIABLE}"
+                f"there is no telling where the cache '{settings.cache}' lies ({error}); give a folder, or null, as "
+                f"`cache` in {VARIABLE}"
             ) from error
         _caches[key] = Cache(folder, int(settings.cache_gib * 2**30))
     return _caches[key]
