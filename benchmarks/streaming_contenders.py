@@ -7,7 +7,7 @@ import sys
 import tempfile
 import threading
 import venv
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -17,6 +17,7 @@ import psutil
 
 Settings = dict[str, Any]
 Answer = dict[str, Any]
+Needs = Callable[[Settings], Settings]
 
 SCRIPTS = Path(__file__).with_name("streaming_peers")
 # All decode with the Pillow that ours has, and those on torch have the torch that ours has.
@@ -148,9 +149,7 @@ def _memory(process: psutil.Process) -> int:
         return 0
 
 
-def best(
-    contender: Contender, start: Settings, options: Mapping[str, Sequence[Any]], needs: Callable[[Settings], Settings]
-) -> Settings:
+def best(contender: Contender, start: Settings, options: Iterable[tuple[str, Sequence[Any]]], needs: Needs) -> Settings:
     """Return the quickest settings found, each printed as it is tried: from `start`, one option after another.
 
     `needs` gives what else a pass needs with the settings chosen. The contender has made a pass before.
@@ -166,6 +165,6 @@ def best(
         return tried[words]
 
     chosen = start
-    for name, values in options.items():
+    for name, values in options:
         chosen = min(({**chosen, name: value} for value in values), key=seconds)
     return chosen

@@ -2,10 +2,7 @@
 
 import json
 import os
-import resource
-import threading
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -20,8 +17,6 @@ from hydramix_dist.store import s3  # noqa: F401 - imported at the store's first
 def read(settings: Settings) -> Iterator[Any]:
     """Yield the batches of one pass: encoded images, or uint8 [N, H, W, C] (a view of [N, C, H, W])."""
     os.environ["HYDRAMIX_STORE"] = json.dumps({"cache": None, "requests": settings["requests"]})
-    if "budget_mib" in settings:
-        _limit_memory(settings["budget_mib"])
     images = Dataset.open(settings["url"])
     split, rows = images.part("train"), range(len(images.ids("train")))
     yield None
@@ -31,14 +26,6 @@ def read(settings: Settings) -> Iterator[Any]:
     else:
         for _, pngs in stream_encoded(split, rows):
             yield pngs
-
-
-def _limit_memory(mib: int) -> None:
-    """Let this process have so much more than it has now, of all memory that it may write; the system refuses more."""
-    threading.stack_size(2**20)  # stacks count as a whole, and by default each is 8 MiB
-    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    now = int(status["VmData"].split()[0]) << 10
-    resource.setrlimit(resource.RLIMIT_DATA, (now + (mib << 20),) * 2)
 
 
 if __name__ == "__main__":

@@ -32,12 +32,12 @@ class Piece(NamedTuple):
 IMPORT_AGAIN = "see: hydramix data verify {store}, then import again into an empty folder"
 
 
-def read_whole(store: Store, file: FileRecord, way_out: str = IMPORT_AGAIN) -> bytes:
+def read_whole(store: Store, file: FileRecord, way_out: str = IMPORT_AGAIN) -> bytes | bytearray:
     """Return a file's content. Raises UserError, with the way out, where it is missing or not what was written."""
     cache = _cache(store)
-    data = cache.get(file.sha256) if cache else None
-    if data is not None:
-        return data
+    kept = cache.get(file.sha256) if cache else None
+    if kept is not None:
+        return kept
     for _ in range(2):
         data = _read(store, file, way_out)
         if hashlib.sha256(data).hexdigest() == file.sha256:
@@ -72,13 +72,21 @@ def damaged(store: Store, path: str, problem: str, way_out: str = IMPORT_AGAIN) 
     return UserError(f"{store.path(path)} is damaged: {problem}; {way_out.format(store=store.url)}")
 
 
-def _read(store: Store, file: FileRecord, way_out: str) -> bytes:
+def _read(store: Store, file: FileRecord, way_out: str) -> bytes | bytearray:
     try:
         if file.bytes <= _PART:
             return store.read(file.path)
-        parts = [(first, min(_PART, file.bytes - first)) for first in range(0, file.bytes, _PART)]
-        with ThreadPoolExecutor(min(len(parts), store_settings().requests)) as threads:
-            return b"".join(threads.map(lambda part: store.read(file.path, *part), parts))
+        # Into one piece of memory as they come: joined at the end, all of it would be there twice.
+        whole = bytearray(file.bytes)
+
+        def fill(first: int) -> None:
+            part = store.read(file.path, first, min(_PART, file.bytes - first))
+            whole[first : first + len(part)] = part
+
+        starts = range(0, file.bytes, _PART)
+        with ThreadPoolExecutor(min(len(starts), store_settings().requests)) as threads:
+            list(threads.map(fill, starts))
+        return whole
     except FileNotFoundError as error:
         raise _missing(store, file.path, way_out) from error
     except DamagedError as error:  # seen by the store's own checksum, and read twice already

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 # A shard ends at whichever comes first: a reader of the whole set holds a few shards in memory.
-ROWS_PER_SHARD, SHARD_BYTES = 8192, 32 * 2**20
+ROWS_PER_SHARD, SHARD_BYTES = 8192, 16 * 2**20
 # So does a row group: other Parquet readers fetch, check and unpack one as a whole, and a few images out of it should
 # not cost much more than themselves. Its half kilobyte in the footer is nothing beside 1 MiB; 256 small images are
 # enough to make it little beside them.
@@ -153,7 +153,7 @@ def table_bytes(table: pa.Table) -> bytes:
     return sink.getvalue()
 
 
-def read_table(data: bytes) -> pa.Table:
+def read_table(data: bytes | bytearray) -> pa.Table:
     """Return the table in Parquet bytes, its page checksums verified."""
     # One thread: pyarrow's pools now and then abort a short process at its end ("terminate called without an active
     # exception", seen in 3 of 10 runs), and these tables are small.

@@ -27,10 +27,11 @@ from hydramix_dist.store import Store
 
 Rows = npt.NDArray[np.int64]
 
-_AHEAD = 2  # blocks being read while one is used: with shards of at most 32 MiB, 96 MiB in all
+_AHEAD = 2  # blocks being read while one is used
 _DENSE = 0.5  # share of a shard's bytes from which on the whole of it is read
 _BLOCK_BYTES, _BLOCK_ROWS = 16 * 2**20, 1024  # of rows that are read one by one
-_DECODED_AT_ONCE = 64  # images a thread decodes before it gives them up
+_PIXELS_BYTES = 16 * 2**20  # of decoded images that are yielded together
+_JOBS = 4  # for each decoding thread, of what is decoded together: none waits long for the last one
 
 
 @dataclass(frozen=True)
@@ -72,19 +73,32 @@ def stream_encoded(split: Split, rows: Sequence[int] | Rows) -> Iterator[tuple[R
 def stream_pixels(split: Split, rows: Sequence[int] | Rows, side: int) -> Iterator[tuple[Rows, Tensor]]:
     """Yield (rows [n], uint8 images [n, 3, side, side]), resized bilinearly where `side` is not the stored one.
 
-    Errors as in `stream_encoded`.
+    What is yielded has at most 16 MiB; the next is decoded while it is used. Errors as in `stream_encoded`.
     """
-    with ThreadPoolExecutor(usable_cores(), thread_name_prefix="decode") as threads:
+    together = max(1, _PIXELS_BYTES // (3 * side * side))
+    cores = usable_cores()
+    waiting: deque[tuple[Rows, npt.NDArray[np.uint8], list[Future[None]]]] = deque()
+    with ThreadPoolExecutor(cores, thread_name_prefix="decode") as threads:
         for block_rows, encoded in stream_encoded(split, rows):
-            x_nHWC = np.empty((len(encoded), side, side, 3), np.uint8)
-            cuts = range(0, len(encoded), _DECODED_AT_ONCE)
-            jobs = [
-                threads.submit(_decode, split, block_rows, encoded, x_nHWC, first, first + _DECODED_AT_ONCE)
-                for first in cuts
-            ]
-            for job in jobs:
-                job.result()
-            yield block_rows, torch.from_numpy(x_nHWC).permute(0, 3, 1, 2)
+            for first in range(0, len(encoded), together):
+                chosen, pngs = block_rows[first : first + together], encoded[first : first + together]
+                x_nHWC = np.empty((len(pngs), side, side, 3), np.uint8)
+                each = -(-len(pngs) // (_JOBS * cores))
+                jobs = [
+                    threads.submit(_decode, split, chosen, pngs, x_nHWC, range(i, min(i + each, len(pngs))))
+                    for i in range(0, len(pngs), each)
+                ]
+                waiting.append((chosen, x_nHWC, jobs))
+                if len(waiting) > 1:
+                    yield _decoded(*waiting.popleft())
+        while waiting:
+            yield _decoded(*waiting.popleft())
+
+
+def _decoded(rows: Rows, x_nHWC: npt.NDArray[np.uint8], jobs: list[Future[None]]) -> tuple[Rows, Tensor]:
+    for job in jobs:
+        job.result()
+    return rows, torch.from_numpy(x_nHWC).permute(0, 3, 1, 2)
 
 
 def part_of(count: int, rank: int, world_size: int) -> range:
@@ -143,10 +157,10 @@ def _read_block(split: Split, block: _Block) -> list[memoryview]:
 
 
 def _decode(
-    split: Split, rows: Rows, encoded: list[memoryview], x_nHWC: npt.NDArray[np.uint8], first: int, end: int
+    split: Split, rows: Rows, encoded: list[memoryview], x_nHWC: npt.NDArray[np.uint8], positions: range
 ) -> None:
     side = x_nHWC.shape[1]
-    for position in range(first, min(end, len(encoded))):
+    for position in positions:
         try:
             x_nHWC[position] = resized(read_png(encoded[position]), side)
         except Refusal as error:  # its bytes are those recorded: the record was made of a broken file

@@ -54,11 +54,11 @@ class Cache:
         traffic.count(cache_hits=1)
         return data
 
-    def put(self, sha256: str, data: bytes | memoryview) -> None:
+    def put(self, sha256: str, data: bytes | bytearray) -> None:
         """Keep a content that the caller has checked; where the disk refuses, say so once and go on without."""
         self._keep(self._path(sha256), data)
 
-    def _keep(self, path: Path, data: bytes | memoryview) -> None:
+    def _keep(self, path: Path, data: bytes | bytearray) -> None:
         if not self._works:
             return
         temporary = path.with_name(f"{_TEMPORARY}{uuid.uuid4().hex}")
@@ -138,7 +138,7 @@ class Cache:
                 yield True
 
 
-_caches: dict[tuple[str, float], Cache] = {}
+_caches: dict[tuple[Path, float], Cache] = {}
 
 
 def node_cache() -> Cache | None:
@@ -146,14 +146,14 @@ def node_cache() -> Cache | None:
     settings = store_settings()
     if settings.cache is None:
         return None
-    key = settings.cache, settings.cache_gib
+    try:
+        folder = Path(settings.cache).expanduser()
+    except RuntimeError as error:  # a user without a home, as containers have
+        raise UserError(
+            f"there is no telling where the cache '{settings.cache}' lies ({error}); give a folder, or null, as "
+            f"`cache` in {VARIABLE}"
+        ) from error
+    key = folder, settings.cache_gib
     if key not in _caches:
-        try:
-            folder = Path(settings.cache).expanduser()
-        except RuntimeError as error:  # a user without a home, as containers have
-            raise UserError(
-                f"there is no telling where the cache '{settings.cache}' lies ({error}); give a folder, or null, as "
-                f"`cache` in {VARIABLE}"
-            ) from error
         _caches[key] = Cache(folder, int(settings.cache_gib * 2**30))
     return _caches[key]

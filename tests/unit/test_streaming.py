@@ -219,8 +219,8 @@ def test_memory_does_not_grow_with_the_set(large: Path, monkeypatch: pytest.Monk
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    # Three blocks, each with its joined reads, one of them decoded as well.
-    assert total == 10_000 and peak < 8 * largest < sizes.sum() / 3
+    # Two blocks being decoded and used, two being read, each with its joined reads, and the pixels of two.
+    assert total == 10_000 and peak < 11 * largest < sizes.sum() / 2, (peak, largest, sizes.sum())
 
 
 # ---- few requests
