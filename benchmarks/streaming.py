@@ -269,9 +269,10 @@ def main() -> None:
             figures[kind.name] = report(placed, taken)
         memory = benchmark.memory(huge)
         mib, grown = memory["bytes"] / 2**20, memory["grown_mib"]
+        held = "kept" if grown <= BUDGET_MIB else "missed"
         print(
             f"\n{mib:.0f} MiB decoded in {memory['seconds']:.1f} s, {mib / BUDGET_MIB:.1f} times the {BUDGET_MIB} MiB "
-            f"allowed: memory at its peak {grown:.0f} MiB above the start, {'kept' if grown <= BUDGET_MIB else 'missed'}"
+            f"allowed: memory at its peak {grown:.0f} MiB above the start, {held}"
         )
         figures["memory"] = {"set_mib": mib, "budget_mib": BUDGET_MIB, "grown_mib": grown}
     print(f"{time.monotonic() - began:.0f} s in all")

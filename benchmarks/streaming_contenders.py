@@ -110,8 +110,10 @@ class Contender:
         ended, peak = threading.Event(), [0]
 
         def watch() -> None:
-            while not ended.wait(0.05):
+            while True:
                 peak[0] = max(peak[0], sum(map(_memory, self._family())))
+                if ended.wait(0.05):
+                    return
 
         watching = threading.Thread(target=watch)
         watching.start()
