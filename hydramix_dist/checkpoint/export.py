@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +14,7 @@ from hydramix_dist.checkpoint.inspect import checkpoints_of, training_record
 from hydramix_dist.checkpoint.layout import pieces
 from hydramix_dist.checkpoint.state import file_names, weights_digest
 from hydramix_dist.errors import UserError, nearest
-from hydramix_dist.store import Store
+from hydramix_dist.store import Store, split_target
 
 SUFFIX = ".safetensors"
 
@@ -85,10 +84,10 @@ def _metadata(
 
 def _put(target: str, engine: str, weights: Mapping[str, Tensor], metadata: Mapping[str, str]) -> tuple[str, bool]:
     """Return the file's path, and False where it held these bytes already."""
-    folder, name = os.path.split(target)
-    if not name.endswith(SUFFIX):
-        raise UserError(f"'{target}' is no name of a {SUFFIX} file; give for example {target}/{engine}{SUFFIX}")
-    store = Store(folder or ".")
+    if not target.endswith(SUFFIX):
+        example = f"{target.rstrip('/')}/{engine}{SUFFIX}"
+        raise UserError(f"'{target}' is no name of a {SUFFIX} file; give for example {example}")
+    store, name = split_target(target)
     content = hashlib.sha256()
     for piece in pieces(weights, metadata):
         content.update(piece)

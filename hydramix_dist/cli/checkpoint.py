@@ -52,9 +52,9 @@ def export_command(run: str, dst: str, engine: str | None, images: int | None, j
         return 0
     what = f"the weights of the {done.engine} after {done.images} images"
     print(f"wrote {what} to {done.path}" if done.written else f"{done.path} holds {what} already")
-    print("to load it in Python:\n")
+    print("to load it in Python" + (", once it is copied to this machine" if "://" in done.path else "") + ":\n")
     print("from safetensors import safe_open")
-    print(f"with safe_open({done.path!r}, 'pt') as file:")
+    print(f"with safe_open({done.path.rsplit('/', 1)[-1] if '://' in done.path else done.path!r}, 'pt') as file:")
     print("    weights, about = {name: file.get_tensor(name) for name in file.keys()}, file.metadata()")
     return 0
 

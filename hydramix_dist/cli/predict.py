@@ -8,17 +8,17 @@ from dataclasses import asdict
 
 from hydramix_dist.cli.console import print_json
 from hydramix_dist.orchestration.predict import choose_classifier, classify, find_images
-from hydramix_dist.store import Store
+from hydramix_dist.store import Store, split_target
 
 
 def predict_command(run: str, images: str, arm: str | None, out: str | None, json_: bool) -> int:
     """Write a CSV line for each image; return 0, or 1 where an image could not be read."""
+    target = None if out is None else split_target(out)
     classifier = choose_classifier(Store(run), arm)
     predictions = classify(classifier, find_images(images))
     text = _csv([asdict(p) for p in predictions])
-    if out is not None:
-        folder, _, name = out.rpartition("/")
-        Store(folder or ".").put(name, text.encode())
+    if target is not None:
+        target[0].put(target[1], text.encode())
     if json_:
         print_json(json.dumps({"classifier": classifier.url, "predictions": [asdict(p) for p in predictions]}))
     elif out is None:

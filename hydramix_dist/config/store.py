@@ -44,13 +44,23 @@ class StoreSettings(Settings):
         str | None,
         Field(description="folder on the node's disk, shared by all its processes; null: nothing is kept"),
     ] = "~/.cache/hydramix"
-    cache_gib: Annotated[float, Field(gt=0, description="size at which the longest unused is removed, GiB")] = 10.0
+    cache_gib: Annotated[float, Field(gt=0, le=1e6, description="size at which the longest unused is removed, GiB")] = (
+        10.0
+    )
+
+    @model_validator(mode="after")
+    def _cache_has_a_place(self) -> "StoreSettings":
+        if self.cache is not None and not self.cache.startswith(("/", "~")):
+            raise ValueError(f"cache '{self.cache}' is no whole path; give one that begins with / or ~, or null")
+        return self
 
     @model_validator(mode="after")
     def _endpoint_is_a_url(self) -> "StoreSettings":
         if self.endpoint is not None and not re.fullmatch(r"https?://[^/@\s?#]+/?", self.endpoint):
             shown = "it" if "@" in self.endpoint else f"'{self.endpoint}'"
-            raise ValueError(f"endpoint: {shown} is not http(s)://HOST or http(s)://HOST:PORT, without credentials")
+            raise ValueError(
+                f"endpoint: {shown} is not http(s)://HOST or http(s)://HOST:PORT without path, without credentials"
+            )
         return self
 
 

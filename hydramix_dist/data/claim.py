@@ -13,6 +13,7 @@ from hydramix_dist.data.manifest import MANIFEST, Manifest, broken_record, read_
 from hydramix_dist.errors import UserError
 from hydramix_dist.store.store import Store
 
+_LOOKS = 20  # one or two are needed; a store that does not give back what was put would be asked for ever
 _MARK = f"{staging.FOLDER}/plan.json"
 
 
@@ -21,7 +22,9 @@ def claim(store: Store, plan: str, source: str) -> bool:
 
     Raises UserError where the folder holds another data set, the unfinished import of one, or anything else.
     """
-    while not is_complete(store, plan):
+    for _ in range(_LOOKS):
+        if is_complete(store, plan):
+            return True
         owner = _owner(store)
         if owner == plan:
             return False
@@ -37,7 +40,10 @@ def claim(store: Store, plan: str, source: str) -> bool:
             if not store.exists(MANIFEST):
                 return False
             release(store)  # the import that had the folder ended after the first look: this mark came too late
-    return True
+    raise UserError(
+        f"{store.url} changes faster than it can be looked at, or does not keep what is written; see: hydramix doctor "
+        f"--store {store.url}"
+    )
 
 
 def is_complete(store: Store, plan: str) -> bool:

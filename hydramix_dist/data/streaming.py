@@ -101,11 +101,6 @@ def _decoded(rows: Rows, x_nHWC: npt.NDArray[np.uint8], jobs: list[Future[None]]
     return rows, torch.from_numpy(x_nHWC).permute(0, 3, 1, 2)
 
 
-def part_of(count: int, rank: int, world_size: int) -> range:
-    """Return the rows that one of several workers takes: contiguous, none left out, none taken twice."""
-    return range(count * rank // world_size, count * (rank + 1) // world_size)
-
-
 @dataclass(frozen=True)
 class _Block:
     rows: Rows

@@ -110,7 +110,7 @@ class Cache:
             if not alone:
                 return False
             files, now = [], time.time()
-            for path in self.folder.glob("??/*"):
+            for path in filter(_is_ours, self.folder.glob("??/*")):
                 with contextlib.suppress(FileNotFoundError):
                     status = path.stat()
                     if not path.name.startswith(_TEMPORARY):
@@ -136,6 +136,11 @@ class Cache:
                 yield False
             else:
                 yield True
+
+
+def _is_ours(path: Path) -> bool:
+    """Return whether a file is the cache's: whatever else lies in a folder that was named by mistake stays."""
+    return bool(re.fullmatch(r"[0-9a-f]{64}(\.name)?|\.partial-[0-9a-f]{32}", path.name))
 
 
 _caches: dict[tuple[Path, float], Cache] = {}

@@ -12,6 +12,7 @@ import fsspec
 
 from hydramix_dist.config.store import store_settings
 from hydramix_dist.errors import UserError
+from hydramix_dist.store.disk import disk_errors_as_answers
 
 _READ_AHEAD = 2**20  # one request for what a library reads in many small pieces
 S3 = ("s3", "s3a")
@@ -84,10 +85,11 @@ class Objects:
     def writer(self, full: str) -> Iterator[IO[bytes]]:
         """Yield a binary writer; the object appears when the block ends well and never when it raises."""
         # Collected on this disk first: not every fsspec store can take back what a failed writer sent.
-        with tempfile.NamedTemporaryFile() as file:
+        # Without a name, so that a killed process leaves nothing; Linux gives it one for as long as it is open.
+        with disk_errors_as_answers(f"{tempfile.gettempdir()} (TMPDIR)"), tempfile.TemporaryFile() as file:
             yield file
             file.flush()
-            self._upload(file.name, full)
+            self._upload(f"/proc/self/fd/{file.fileno()}", full)
 
     def delete(self, full: str) -> None:
         """Remove an object, or all below a name; nothing happens where it is absent."""

@@ -11,6 +11,7 @@ from hydramix_dist.errors import StoreAwayError, UserError
 from hydramix_dist.store.store import Store
 
 SCHEMA_VERSION = 1
+_BEFORE = ("lease/", "data/", "ray/", "imported-from.txt")  # what a run writes before it has begun
 _log = logging.getLogger("hydramix")
 _LOST = "what this folder holds cannot be told any more: choose another folder, or delete this one"
 State = Literal["running", "succeeded", "failed"]
@@ -36,6 +37,7 @@ class RunFolder:
         """
         identity = json.loads(json.dumps(identity))
         record = {"schema_version": SCHEMA_VERSION, "kind": kind, "identity": identity, "facts": dict(facts)}
+        _refuse_strangers(store)
         if not store.put_if_absent("run.json", _pretty(record)):
             _warn_of_changed_facts(check_same_run(store, kind, identity), record)
         attempt = int(read_status(store).get("attempt", 0)) + 1
@@ -71,6 +73,18 @@ class RunFolder:
             "updated": round(time.time(), 3),
         }
         self.store.put("status.json", _pretty(status))
+
+
+def _refuse_strangers(store: Store) -> None:
+    """Raise UserError where a run would begin among objects of somebody else: a bucket is nobody's working folder."""
+    if store.local_path() is not None or store.exists("run.json"):
+        return
+    for path in store.list():
+        if not path.startswith(_BEFORE):
+            raise UserError(
+                f"{store.url} holds no run, but other objects (such as {path}); choose an empty folder, for example "
+                f"{store.path('runs/first')}"
+            )
 
 
 def mark_failed(store: Store, reason: str) -> None:

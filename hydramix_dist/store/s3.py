@@ -87,6 +87,11 @@ class PatientS3FileSystem(s3fs.S3FileSystem):  # type: ignore[misc]  # s3fs has 
         self.patience = patience
         self._answered = False
 
+    def split_path(self, path: str) -> tuple[str, str, None]:
+        """Return (bucket, key, None); s3fs would cut "?versionId=..." off a key, and reach another object."""
+        bucket, _, key = path.removeprefix("s3://").partition("/")
+        return bucket, key, None
+
     async def _call_s3(self, method: str, *akwarglist: Any, **kwargs: Any) -> Any:
         conditional = method == "put_object" and "IfNoneMatch" in kwargs
         mark = {"Metadata": {_WRITER: uuid.uuid4().hex}} if conditional else {}

@@ -18,6 +18,12 @@ from hydramix_dist.store.objects import S3, Objects
 _TORN_URL = re.compile(r"(?i)^(s3a?|gs|gcs|az|abfss?|https?|memory|file):(?!//)|^s3a?//")
 
 
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+# "memory" is for tests: it stands for all that is no disk and not S3.
+_SHOWN = ("s3://", "gs://", "gcs://", "az://", "abfs://")
+_SERVED = ("file", "local", "memory", "s3a", *(kind.removesuffix("://") for kind in _SHOWN))
+
+
 class Store:
     """Objects under one folder URL, named by relative paths with forward slashes."""
 
@@ -26,7 +32,14 @@ class Store:
         text = os.fspath(url)
         if _TORN_URL.match(text):
             raise UserError(f"'{text}' is no URL; write it as s3://BUCKET/PREFIX")
-        protocol = fsspec.utils.get_protocol(text)
+        if "::" in text or _CONTROL.search(text):
+            raise UserError(f"{text!r} is no URL that can be read: it has '::' or a control character in it")
+        protocol = fsspec.utils.get_protocol(text).lower()
+        if protocol not in _SERVED:
+            raise UserError(
+                f"'{text}': storage of kind '{protocol}://' is not served; give a folder of this machine or a URL with "
+                f"{', '.join(_SHOWN)}"
+            )
         self._files: Disk | Objects
         if protocol in ("file", "local"):
             self._files = Disk()
@@ -132,6 +145,14 @@ class Store:
         return "/".join((self._root.rstrip("/"), path)) if path else self._root
 
 
+def split_target(target: str) -> tuple[Store, str]:
+    """Return the folder and the name of a file that is to be written. Raises UserError where it names no file."""
+    folder, slash, name = target.rpartition("/")
+    if not name or folder.endswith(":/"):
+        raise UserError(f"'{target}' names a folder, no file; give FOLDER/NAME")
+    return Store(folder or slash or "."), name
+
+
 def _s3_name(url: str) -> str:
     """Return BUCKET/PREFIX of an S3 URL. Raises UserError where it is none, without showing credentials in it."""
     rest = url.split("://", 1)[1]
@@ -146,6 +167,8 @@ def _s3_name(url: str) -> str:
             f"'{url}' names no bucket: write s3://BUCKET/PREFIX, where a bucket has 3 to 63 small letters, digits, '-' "
             "or '.'"
         )
-    if "//" in prefix or prefix.startswith("/") or ".." in prefix.split("/"):
-        raise UserError(f"'{url}' has an empty part or '..' between its slashes; write s3://BUCKET/PREFIX")
+    if "//" in prefix or prefix.startswith("/") or {".", ".."} & set(prefix.split("/")) or "\\" in prefix:
+        raise UserError(
+            f"'{url}' has an empty part, '.' or '..' between its slashes, or a backslash; write s3://BUCKET/PREFIX"
+        )
     return f"{bucket}/{prefix}".rstrip("/")

@@ -23,8 +23,15 @@ def predict(network: nn.Module, batches: Iterable[Tensor], device: torch.device)
 def predict_together(network: nn.Module, held_out: HeldOut, group: Group) -> Tensor:
     """Return class probabilities, fp32 [N, classes], on every rank, each rank having computed its part."""
     count = len(held_out.labels_N)
-    each = -(-count // group.world_size)
-    # Every rank takes equally many, some the last image again: a sharded network is called equally often on all ranks.
-    mine_n = (torch.arange(each) + group.rank * each).clamp(max=count - 1)
-    part = predict(network, held_out.batches(mine_n), group.device)
+    part = predict(network, held_out.batches(part_of(count, group.rank, group.world_size)), group.device)
     return group.gather(part.to(group.device)).flatten(0, 1)[:count].cpu()
+
+
+def part_of(count: int, rank: int, world_size: int) -> Tensor:
+    """Return the positions that a rank scores: contiguous, equally many on every rank, so some have the last one again.
+
+    A sharded network must be called equally often on all ranks. The ranks' parts in a row begin with all positions in
+    order.
+    """
+    each = -(-count // world_size)
+    return (torch.arange(each) + rank * each).clamp(max=count - 1)

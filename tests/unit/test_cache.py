@@ -266,3 +266,15 @@ def test_a_cache_that_is_removed_while_it_is_used_fills_again(cache: Cache) -> N
     assert cache.get(content(0)[0]) is None
     cache.put(*content(1))
     assert cache.get(content(1)[0]) == content(1)[1]
+
+
+def test_files_of_others_in_the_folder_stay(tmp_path: Path) -> None:
+    (tmp_path / "db").mkdir()
+    (tmp_path / "db" / "thesis.docx").write_bytes(b"x" * 5000)
+    os.utime(tmp_path / "db" / "thesis.docx", (0, 0))
+    cache = Cache(tmp_path, 2000)
+    for number in range(6):
+        data = bytes([number]) * 900
+        cache.put(hashlib.sha256(data).hexdigest(), data)
+    assert (tmp_path / "db" / "thesis.docx").exists()
+    assert len(list(tmp_path.glob("??/" + "?" * 64))) <= 2

@@ -122,3 +122,19 @@ def test_damaged_status_is_said_with_the_way_out(tmp_path: Path, text: bytes) ->
 def test_digest_ignores_the_order_of_keys_and_nothing_else() -> None:
     assert digest({"a": 1, "b": [1, 2]}) == digest({"b": [1, 2], "a": 1})
     assert len({digest(v) for v in ({"a": 1}, {"a": 1.5}, {"a": "1"}, {"b": 1}, [1, 2], [2, 1], None)}) == 7
+
+
+def test_in_object_storage_a_run_begins_among_nothing_but_its_own(tmp_path: Path) -> None:
+    store = Store(f"memory://{tmp_path.name}")
+    store.put("report.html", b"somebody's")
+    with pytest.raises(
+        UserError, match=r"holds no run, but other objects \(such as report\.html\); choose an empty folder"
+    ):
+        RunFolder.begin(store, "pilot", IDENTITY, FACTS)
+    assert store.list() == ["report.html"]
+    store.delete()
+    store.put("data/manifest.json", b"its own import")
+    store.put("lease/000001.json", b"its own lease")
+    RunFolder.begin(store, "pilot", IDENTITY, FACTS)
+    store.put("results.json", b"{}")
+    assert RunFolder.begin(store, "pilot", IDENTITY, FACTS).attempt == 2

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from hydramix_dist.errors import UserError
-from hydramix_dist.store import Store
+from hydramix_dist.store import Store, split_target
 
 S3 = pytest.param("s3", marks=pytest.mark.service)
 
@@ -295,7 +295,8 @@ def test_a_full_disk_is_an_answer_and_costs_nothing_done(tiny_disk: Path) -> Non
         ("s3://Bucket/folder", "3 to 63 small letters"),
         ("s3://bucket//folder", "an empty part"),
         ("s3://bucket/a/../b", r"or '\.\.' between its slashes"),
-        ("nowhere://host/folder", "is no storage that this installation can open"),
+        ("nowhere://host/folder", "storage of kind 'nowhere://' is not served"),
+        ("gs://bucket/folder", "is no storage that this installation can open: .*gcsfs"),
     ],
 )
 def test_a_malformed_url_is_an_answer(url: str, words: str) -> None:
@@ -314,3 +315,37 @@ def test_urls_of_object_storage_keep_their_form() -> None:
     assert Store("s3a://bucket/folder").child("x/y").url == "s3://bucket/folder/x/y"
     assert Store("s3://bucket").child("x").path("y") == "s3://bucket/x/y"
     assert Store("s3://bucket/folder").local_path() is None
+
+
+@pytest.mark.parametrize(
+    "url", ["http://host/x", "ftp://host/x", "zip://x::s3://bucket/y.zip", "s3://bucket/a\nb", "dir::x"]
+)
+def test_storage_that_is_not_served_is_said(url: str) -> None:
+    with pytest.raises(UserError, match=r"is not served; give a folder of this machine|is no URL that can be read"):
+        Store(url)
+
+
+def test_a_scheme_may_be_written_in_capitals() -> None:
+    assert Store("S3://bucket/folder").url == "s3://bucket/folder"
+
+
+@pytest.mark.parametrize(
+    ("target", "path"),
+    [
+        ("a.csv", "a.csv"),
+        ("out/a.csv", "out/a.csv"),
+        ("/a.csv", "/a.csv"),
+        ("s3://bucket/x/a.csv", "s3://bucket/x/a.csv"),
+    ],
+)
+def test_a_file_to_write_is_split_into_folder_and_name(target: str, path: str) -> None:
+    folder, name = split_target(target)
+    assert folder.path(name).replace("//", "/").endswith(path.replace("//", "/")) and name == "a.csv"
+    if target == "/a.csv":
+        assert folder.url == "/"
+
+
+@pytest.mark.parametrize("target", ["s3://bucket/x/", "s3://bucket", "out/"])
+def test_a_folder_is_no_file_to_write(target: str) -> None:
+    with pytest.raises(UserError, match="names a folder, no file"):
+        split_target(target)

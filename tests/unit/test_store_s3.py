@@ -494,3 +494,29 @@ def test_threads_that_begin_together_share_one_client_and_its_limit(
     with ThreadPoolExecutor(16) as pool:
         assert list(pool.map(read, range(16))) == [b"1"] * 16
     assert 2 <= proxied.most_at_once <= 3
+
+
+def test_what_looks_like_a_version_is_a_part_of_the_name(bucket: str) -> None:
+    """s3fs takes `?versionId=` for the version of another object: it must neither be read nor removed for it."""
+    store = Store(bucket)
+    store.put("v", b"the object")
+    store.put("v/1", b"below it")
+    other = Store(f"{bucket}/v?versionId=3")
+    assert not other.exists() and other.list() == []
+    other.delete()
+    other.put("1", b"its own")
+    assert store.read("v") == b"the object" and store.read("v/1") == b"below it" and other.read("1") == b"its own"
+    other.delete()
+    assert store.list() == ["v", "v/1"]
+
+
+def test_a_writer_has_no_file_that_a_killed_process_would_leave(
+    bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    before = set(tmp_path.iterdir())
+    with Store(bucket).writer("object") as file:
+        file.write(b"x" * 100_000)
+        file.flush()
+        assert set(tmp_path.iterdir()) == before
+    assert Store(bucket).read("object") == b"x" * 100_000

@@ -75,6 +75,9 @@ def test_aws_variables_fill_what_is_left_open(monkeypatch: pytest.MonkeyPatch) -
         ("{requests: 1000}", "'requests'"),
         ("{requests: many}", "'requests'"),
         ("{cache_gib: -1}", "'cache_gib'"),
+        ("{cache_gib: 1e300}", "'cache_gib'"),
+        ("{cache: ''}", "cache '' is no whole path"),
+        ("{cache: here}", "cache 'here' is no whole path; give one that begins with / or ~, or null"),
         ("{addressing: host}", "'addressing': input should be 'auto', 'path' or 'virtual' (given: 'host')"),
         ("{endpoint: [1]}", "'endpoint'"),
         ("{endpoint: 'http://h:1'", "HYDRAMIX_STORE is not valid YAML"),
@@ -165,10 +168,10 @@ CHOSEN = st.fixed_dictionaries(
         "profile": st.none() | WORDS,
         "addressing": st.sampled_from(["auto", "path", "virtual"]),
         "ca_bundle": st.none() | WORDS,
-        "patience": st.floats(min_value=1e-9, max_value=1e12),
+        "patience": st.floats(min_value=1e-9, max_value=1e6),
         "requests": st.integers(1, 256),
-        "cache": st.none() | WORDS,
-        "cache_gib": st.floats(min_value=1e-9, max_value=1e12),
+        "cache": st.none() | WORDS.map("/{}".format),
+        "cache_gib": st.floats(min_value=1e-9, max_value=1e6),
     },
 )
 
