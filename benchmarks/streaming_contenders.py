@@ -7,7 +7,7 @@ import sys
 import tempfile
 import threading
 import venv
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -151,7 +151,7 @@ def _memory(process: psutil.Process) -> int:
         return 0
 
 
-def best(contender: Contender, start: Settings, options: Iterable[tuple[str, Sequence[Any]]], needs: Needs) -> Settings:
+def best(contender: Contender, start: Settings, options: Mapping[str, Sequence[Any]], needs: Needs) -> Settings:
     """Return the quickest settings found, each printed as it is tried: from `start`, one option after another.
 
     `needs` gives what else a pass needs with the settings chosen. The contender has made a pass before.
@@ -167,6 +167,6 @@ def best(contender: Contender, start: Settings, options: Iterable[tuple[str, Seq
         return tried[words]
 
     chosen = start
-    for name, values in options:
+    for name, values in options.items():
         chosen = min(({**chosen, name: value} for value in values), key=seconds)
     return chosen
