@@ -16,8 +16,8 @@ cores / (CPU seconds an image of the server, of raw reading and of decoding), th
 Last, ours reads a set of 2.5 GiB, ten times the memory that it may take beside what it has at the start.
 
 pip installs the peers from its configured index into environments of their own (--environments keeps them).
-Run: `python benchmarks/streaming.py [--quick]` (a quarter of an hour; three minutes with --quick, which takes a tenth of
-the sets and does not search).
+Run: `python benchmarks/streaming.py [--quick]` (a quarter of an hour; three minutes with --quick, which takes a tenth
+of the sets and does not search).
 """
 
 import argparse
