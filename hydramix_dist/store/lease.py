@@ -150,9 +150,6 @@ class Lease:
         if self._held.lost or self._failing or isinstance(error, StoreAwayError):
             return
         try:
-            if not self._store.exists("run.json"):  # refused before it began: nothing of it stays
-                self._store.delete(_FOLDER)
-                return
             self._put(released=True)
             for number in self._numbers():
                 if number < self._number:
