@@ -146,7 +146,8 @@ def _test_images(dataset: Dataset, limit: int, settings: GeneratorSettings) -> S
     """Return test images as a shot set, segmented here: a data set stores maps of training images alone."""
     labels, side = dataset.labels("test"), settings.network.side
     rows = choose_test_rows(labels, len(dataset.classes), limit)
-    maps = [segment(pixels, side, settings.segments).astype(np.int32) for pixels in dataset.pixels("test", rows)]
+    stored_NHWC = dataset.images("test", rows, dataset.side).permute(0, 2, 3, 1).numpy()
+    maps = [segment(pixels, side, settings.segments).astype(np.int32) for pixels in stored_NHWC]
     ids = dataset.ids("test")
     return ShotSet(
         images_NCHW=dataset.images("test", rows, side),

@@ -31,7 +31,7 @@ def main() -> None:
         dataset = Dataset.open(f"{folder}/set")
         count = len(dataset.ids("train"))
         rows = range(0, count, -(-count // MOST))
-        images = list(dataset.pixels("train", rows))
+        images = list(dataset.images("train", rows, dataset.side).permute(0, 2, 3, 1).numpy())
     for side in (32, 64):
         began = time.perf_counter()
         segments = [int(segment(pixels, side, SegmentSettings()).max()) + 1 for pixels in images]
