@@ -10,7 +10,7 @@ import hashlib
 import json
 import logging
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,7 @@ import safetensors.torch
 from torch import Tensor
 
 from hydramix_dist.checkpoint.layout import pieces
-from hydramix_dist.checkpoint.state import EngineState
+from hydramix_dist.checkpoint.state import EngineState, file_names
 from hydramix_dist.errors import DamagedError, UserError
 from hydramix_dist.store import Store
 from hydramix_dist.store.run import digest
@@ -56,8 +56,8 @@ def save(
     `score` is given only where a validation part exists: the test set never chooses. A checkpoint of more images is a
     broken one that the training went back from: it goes too, so that it never stands in the place of a whole one.
     """
-    folder = _folder(images)
-    if store.exists(folder):  # of a killed save, or a broken one that the training went back from
+    folder, there = _folder(images), _folders_there(store)
+    if folder in there:  # of a killed save, or a broken one that the training went back from
         _remove(store, folder)
     entries = [
         _write(store, folder, name, tensors)
@@ -74,18 +74,19 @@ def save(
     }
     manifest["sha256"] = digest(manifest)
     store.put(f"{folder}/manifest.json", (json.dumps(manifest, indent=2) + "\n").encode())
-    _prune(store, folder, keep)
+    _prune(store, there | {folder: True}, folder, keep)
 
 
-def load_newest(store: Store) -> Checkpoint | None:
+def load_newest(store: Store, weights_of: str | None = None) -> Checkpoint | None:
     """Return the newest checkpoint that verifies, or None where there is none; each broken one passed over is logged.
 
-    Raises UserError where checkpoints exist but none is whole, or where one was made by a newer version.
+    With `weights_of` only that engine's weights are read: what is needed to use it, not to train on. Raises UserError
+    where checkpoints exist but none is whole, or where one was made by a newer version.
     """
     folders = committed(store)
     for fallbacks, folder in enumerate(reversed(folders)):
         try:
-            return _load(store, folder, fallbacks)
+            return _load(store, folder, fallbacks, weights_of)
         except BrokenError as broken:
             _log.warning("checkpoint %s is broken (%s); going back to the one before", store.path(folder), broken)
     if folders:
@@ -102,7 +103,7 @@ def load(store: Store, images: int) -> Checkpoint:
     """
     folder = _folder(images)
     try:
-        return _load(store, folder, fallbacks=0)
+        return _load(store, folder, fallbacks=0, weights_of=None)
     except BrokenError as broken:
         raise UserError(
             f"checkpoint {store.path(folder)} cannot be loaded ({broken}); run the command again, it chooses anew"
@@ -111,8 +112,7 @@ def load(store: Store, images: int) -> Checkpoint:
 
 def committed(store: Store) -> list[str]:
     """Return the folders of all checkpoints, that is those with a manifest, oldest first."""
-    paths = set(store.list(_FOLDER) if store.exists(_FOLDER) else [])
-    return sorted(folder for folder in _folders_of(paths) if f"{folder}/manifest.json" in paths)
+    return sorted(folder for folder, whole in _folders_there(store).items() if whole)
 
 
 def images_of(folder: str) -> int:
@@ -144,10 +144,19 @@ def verified(store: Store, folder: str, entry: Mapping[str, Any]) -> bytes:
     raise BrokenError(f"{entry['name']} has {len(data)} bytes and not the recorded sha256")
 
 
-def _load(store: Store, folder: str, fallbacks: int) -> Checkpoint:
+def _load(store: Store, folder: str, fallbacks: int, weights_of: str | None) -> Checkpoint:
     manifest = read_manifest(store, folder)
-    files = {entry["name"]: safetensors.torch.load(verified(store, folder, entry)) for entry in manifest["files"]}
-    engines = {name: EngineState.from_files(files, name, facts["step"]) for name, facts in manifest["engines"].items()}
+    wanted = None if weights_of is None else file_names(weights_of)[0]
+    files = {
+        entry["name"]: safetensors.torch.load(verified(store, folder, entry))
+        for entry in manifest["files"]
+        if wanted in (None, entry["name"])
+    }
+    engines = {
+        name: EngineState.from_files(files, name, facts["step"])
+        for name, facts in manifest["engines"].items()
+        if weights_of in (None, name)
+    }
     return Checkpoint(manifest["images"], engines, manifest["counters"], fallbacks)
 
 
@@ -175,11 +184,11 @@ def _write(store: Store, folder: str, name: str, tensors: Mapping[str, Tensor]) 
     return {"name": name, "bytes": size, "sha256": sha256.hexdigest()}
 
 
-def _prune(store: Store, newest: str, keep: int) -> None:
-    scores = {folder: _score(store, folder) for folder in committed(store) if folder <= newest}
+def _prune(store: Store, there: Mapping[str, bool], newest: str, keep: int) -> None:
+    scores = {folder: _score(store, folder) for folder in sorted(there) if there[folder] and folder <= newest}
     scored = {folder: score for folder, score in scores.items() if score is not None}
     best = max(scored, key=lambda folder: (scored[folder], folder), default=None)
-    for folder in sorted(_all_folders(store) - {*list(scores)[-keep:], best}):
+    for folder in sorted(there.keys() - {*list(scores)[-keep:], best}):
         _remove(store, folder)
 
 
@@ -188,11 +197,16 @@ def _remove(store: Store, folder: str) -> None:
     store.delete(folder)
 
 
-def _all_folders(store: Store) -> set[str]:
-    """Return the folders of checkpoints and of killed saves, also of those that died in their first file."""
-    local = store.local_path(_FOLDER)  # elsewhere what was not finished is not there
-    unlisted = [] if local is None else [f"{_FOLDER}/{path.name}/" for path in local.iterdir()]
-    return _folders_of([*store.list(_FOLDER), *unlisted])
+def _folders_there(store: Store) -> dict[str, bool]:
+    """Return the folders of checkpoints and of killed saves, and whether each has its manifest, from one listing.
+
+    A user may have put other things beside them. On a disk a save may have died in its first file, which is not listed.
+    """
+    paths = store.list(_FOLDER)
+    local = store.local_path(_FOLDER)
+    unlisted = [f"{_FOLDER}/{path.name}/" for path in local.iterdir()] if local is not None and local.is_dir() else []
+    matches = (re.match(rf"{_FOLDER}/\d{{12,}}(?=/)", path) for path in [*paths, *unlisted])
+    return {match[0]: f"{match[0]}/manifest.json" in paths for match in matches if match}
 
 
 def _score(store: Store, folder: str) -> float | None:
@@ -205,9 +219,3 @@ def _score(store: Store, folder: str) -> float | None:
 
 def _folder(images: int) -> str:
     return f"{_FOLDER}/{images:012d}"
-
-
-def _folders_of(paths: Iterable[str]) -> set[str]:
-    """Return the checkpoints' folders that objects lie in, without what a user may have put beside them."""
-    matches = (re.match(rf"{_FOLDER}/\d{{12,}}(?=/)", path) for path in paths)
-    return {match[0] for match in matches if match}

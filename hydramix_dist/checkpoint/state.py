@@ -25,11 +25,12 @@ class EngineState:
 
     @classmethod
     def from_files(cls, files: Mapping[str, Mapping[str, Tensor]], name: str, step: int) -> "EngineState":
-        """Return the state whose two files hold these tensors, names sorted.
+        """Return the state whose two files hold these tensors, names sorted; without the optimizer's file no moments.
 
         safetensors gives them in another order in each process, and processes must gather them in the same one.
         """
-        weights, flat = (dict(sorted(files[file].items())) for file in file_names(name))
+        of_weights, of_moments = file_names(name)
+        weights, flat = dict(sorted(files[of_weights].items())), dict(sorted(files.get(of_moments, {}).items()))
         moments: dict[str, dict[str, Tensor]] = {}
         for key, tensor in flat.items():
             moment, parameter = key.split("/", 1)

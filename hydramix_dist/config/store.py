@@ -84,18 +84,19 @@ def portable() -> dict[str, str]:
 @lru_cache(maxsize=8)
 def _settings(text: str, aws: tuple[tuple[str, str] | None, ...]) -> StoreSettings:
     tree = _tree(text)
-    sources = [VARIABLE if text.lstrip().startswith("{") else f"{VARIABLE} ({text})"] if tree else []
+    source = VARIABLE if text.lstrip().startswith("{") else f"{VARIABLE} ({text})"
     for key in tree:
         if key not in StoreSettings.model_fields and any(word in str(key).lower() for word in _SECRETS):
             raise UserError(
                 f"{VARIABLE}: '{key}' is no place for credentials; give them as AWS_ACCESS_KEY_ID and "
                 "AWS_SECRET_ACCESS_KEY, as a profile in ~/.aws, or as a role of the machine"
             )
-    for key, given in zip(_AWS, aws, strict=True):
-        if tree.get(key) is None and given is not None:
-            tree[key] = given[1]
-            sources.append(given[0])
-    return build(StoreSettings, tree, ", ".join(sources))
+    own = build(StoreSettings, tree, source)
+    added = {key: given for key, given in zip(_AWS, aws, strict=True) if given and getattr(own, key) is None}
+    if not added:
+        return own
+    values = {key: value for key, (_, value) in added.items()}
+    return build(StoreSettings, tree | values, ", ".join(name for name, _ in added.values()))
 
 
 def _tree(text: str) -> dict[str, Any]:

@@ -34,10 +34,10 @@ def claim(store: Store, plan: str, source: str) -> bool:
                 "choose another folder, or delete this one first"
             )
         # Looked at in this order, an import that ends meanwhile is seen by its mark or by its manifest.
-        if store.exists() and store.list() and _owner(store) is None and not store.exists(MANIFEST):
+        if store.list() and _owner(store) is None and store.get(MANIFEST) is None:
             raise UserError(f"{store.url} is not empty and holds no data set; choose another folder")
         if store.put_if_absent(_MARK, json.dumps({"plan": plan, "source": source}).encode()):
-            if not store.exists(MANIFEST):
+            if store.get(MANIFEST) is None:
                 return False
             release(store)  # the import that had the folder ended after the first look: this mark came too late
     raise UserError(
@@ -48,7 +48,7 @@ def claim(store: Store, plan: str, source: str) -> bool:
 
 def is_complete(store: Store, plan: str) -> bool:
     """Return whether the data set of this plan is in `store`. Raises UserError where another one is."""
-    if not store.exists(MANIFEST):
+    if store.get(MANIFEST) is None:
         return False
     if read_manifest(store).plan != plan:
         raise UserError(

@@ -69,7 +69,7 @@ def _finished(store: Store, kind: str) -> tuple[dict[str, Any], EngineState]:
     state = read_status(store).get("state")
     if state != "succeeded":
         raise UserError(f"the {kind} run in {store.url} is not finished (state: {state}); run its command again first")
-    checkpoint = load_newest(store)
+    checkpoint = load_newest(store, weights_of=kind)
     if checkpoint is None:
         raise UserError(f"the {kind} run in {store.url} has no checkpoint")
     if checkpoint.fallbacks:  # older weights are not what this run is known to have ended with

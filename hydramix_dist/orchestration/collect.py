@@ -40,10 +40,8 @@ def run_result(
 
 def loss_curve(store: Store, metric: str) -> tuple[tuple[int, float], ...]:
     """Return a metric's (images seen, value) pairs from `metrics.jsonl`; of a repeated stretch the later."""
-    if not store.exists("metrics.jsonl"):
-        return ()
     points: dict[int, float] = {}
-    for line in store.read("metrics.jsonl").splitlines():
+    for line in (store.get("metrics.jsonl") or b"").splitlines():
         try:
             record = json.loads(line)
         except json.JSONDecodeError:  # the last line of a process killed while writing

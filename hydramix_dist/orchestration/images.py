@@ -19,14 +19,14 @@ def open_data(source: str | None, out: Store, display: Display) -> Dataset:
     Without a source the built-in photo patches are cut first. A source that is gone since its import is not needed any
     more. Raises UserError for a source that cannot be read.
     """
-    if source is not None and Store(source).exists("manifest.json"):
+    if source is not None and Store(source).get("manifest.json") is not None:
         return Dataset.open(source)
     target = out.path("data")
     if source is not None and not Store(source).exists() and _was_imported(source, out):
         display.say(f"{source} is gone; going on with what was imported from it")
         return Dataset.open(target)
     if source is None:
-        if not out.exists("data/manifest.json"):
+        if out.get("data/manifest.json") is None:
             display.say("cutting the built-in image set from the photographs of scikit-image")
             with tempfile.TemporaryDirectory() as folder:
                 build_photo_patches(Path(folder) / "photo-patches")
@@ -52,5 +52,4 @@ def check_source(source: str | None, out: Store) -> None:
 
 
 def _was_imported(source: str, out: Store) -> bool:
-    whole = out.exists("data/manifest.json") and out.exists(_SOURCE)
-    return whole and out.read(_SOURCE).decode() == source
+    return out.get(_SOURCE) == source.encode() and out.get("data/manifest.json") is not None

@@ -60,7 +60,7 @@ def launch(
             raise news.ending
         return _result(run, account, distributed, session)
     except WorkersLostError as lost:
-        if store.exists("run.json"):
+        if store.get("run.json") is not None:
             mark_failed(store, str(lost))
         raise
     finally:

@@ -139,19 +139,17 @@ def finished_result(task: Task) -> dict[str, Any] | None:
     Raises UserError where its folder holds another run.
     """
     store = Store(task.folder_url)
-    if not store.exists("run.json"):
+    if store.get("run.json") is None:
         return None
     check_same_run(store, task.kind, task.identity())
-    if read_status(store).get("state") != "succeeded" or not store.exists("result.json"):
-        return None
-    return read_json(store, "result.json")
+    return read_json(store, "result.json") if read_status(store).get("state") == "succeeded" else None
 
 
 def _check_folder(settings: TrainSettings, out: Store) -> None:
     """Refuse, before images are imported, a folder of another run, and a generator that is not there."""
     generator = isinstance(settings, GeneratorTrainingSettings)
     inner = settings.generator if isinstance(settings, GeneratorTrainingSettings) else settings.classifier
-    if out.exists("run.json"):
+    if out.get("run.json") is not None:
         known = {"seed": settings.seed, "settings": dump(inner)}
         check_same_run(out, "generator" if generator else "classifier", read_run(out)["identity"] | known)
     if isinstance(settings, ClassifierTrainingSettings) and settings.generator_run is not None:

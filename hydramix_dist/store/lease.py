@@ -137,10 +137,12 @@ class Lease:
         self._thread = threading.Thread(target=self._keep, name="lease", daemon=True)
 
     def __enter__(self) -> Held:
-        while not self._own_the_highest():
-            number, text = self._highest()
+        number, text = self._highest()
+        while not self._is_mine(text):
             if self._may_take_over(number, text):
                 self._take(number + 1)
+            number, text = self._highest()
+        self._number = number
         self._thread.start()
         return self._held
 
@@ -168,11 +170,13 @@ class Lease:
     def _own_the_highest(self) -> bool:
         """Return whether the highest number is this process's, which then holds the folder under it."""
         number, text = self._highest()
+        if self._is_mine(text):
+            self._number = number
+        return self._is_mine(text)
+
+    def _is_mine(self, text: bytes) -> bool:
         sign = _parse(text)
-        if sign is None or sign.owner != self._mine.owner:
-            return False
-        self._number = number
-        return True
+        return sign is not None and sign.owner == self._mine.owner
 
     def _may_take_over(self, number: int, text: bytes) -> bool:
         """Return whether the owner of a number is gone; False: look again. Raises UserError where it is there."""

@@ -63,14 +63,10 @@ class Objects:
     def sizes(self, full: str) -> dict[str, int]:
         """Return the sizes in bytes of all objects below a name, by full name, without what stands for folders."""
         with self._answers(full, "read"):
+            if self.protocol in S3:
+                return dict(self.file_system.sizes(full))
             found = self.file_system.find(full, detail=True)
-        # The console of AWS makes empty objects with a slash at the end; SeaweedFS keeps the folder of what was
-        # removed, and s3fs takes that for an entry.
-        return {
-            name: int(entry["size"])
-            for name, entry in found.items()
-            if entry["type"] == "file" and not name.endswith("/")
-        }
+            return {name: int(entry["size"]) for name, entry in found.items() if entry["type"] == "file"}
 
     def put_if_absent(self, full: str, data: bytes) -> bool:
         """Write an object unless one is there; return whether this call wrote it."""
@@ -89,25 +85,16 @@ class Objects:
         with disk_errors_as_answers(f"{tempfile.gettempdir()} (TMPDIR)"), tempfile.TemporaryFile() as file:
             yield file
             file.flush()
-            self._upload(f"/proc/self/fd/{file.fileno()}", full)
+            with self._answers(full, "write"):
+                self.file_system.put_file(f"/proc/self/fd/{file.fileno()}", full)
 
     def delete(self, full: str) -> None:
         """Remove an object, or all below a name; nothing happens where it is absent."""
         with self._answers(full, "write"):
-            names = self.file_system.find(full)  # also of a folder's empty stand-in
             if self.protocol in S3:
-                self.file_system.delete_all(names)
-            elif names:
+                self.file_system.delete_below(full)
+            elif self.file_system.exists(full):
                 self.file_system.rm(full, recursive=True)
-
-    def _upload(self, local: str, full: str) -> None:
-        with self._answers(full, "write"):
-            try:
-                self.file_system.put_file(local, full)
-            except OSError as error:
-                if type(error).__name__ != "LostUploadError":
-                    raise
-                self.file_system.put_file(local, full)
 
     @contextlib.contextmanager
     def _answers(self, full: str, action: str) -> Iterator[None]:
@@ -119,7 +106,7 @@ class Objects:
         except Exception as error:
             where = self.url(full)
             if self.protocol in S3:
-                from hydramix_dist.store.s3 import explain
+                from hydramix_dist.store.s3_errors import explain
 
                 said = explain(error, where, action)
                 if said is not None:

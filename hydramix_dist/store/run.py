@@ -37,21 +37,21 @@ class RunFolder:
         """
         identity = json.loads(json.dumps(identity))
         record = {"schema_version": SCHEMA_VERSION, "kind": kind, "identity": identity, "facts": dict(facts)}
-        _refuse_strangers(store)
+        if store.get("run.json") is None:
+            _refuse_strangers(store)
         if not store.put_if_absent("run.json", _pretty(record)):
             _warn_of_changed_facts(check_same_run(store, kind, identity), record)
-        attempt = int(read_status(store).get("attempt", 0)) + 1
-        run = cls(store, record, attempt)
-        run._status("running", None)
+        run = cls(store, record, int(read_status(store).get("attempt", 0)) + 1)
+        run._put_status("running", None)
         return run
 
     def succeed(self) -> None:
         """Mark the run finished."""
-        self._status("succeeded", None)
+        self._end("succeeded", None)
 
     def fail(self, reason: str) -> None:
         """Mark the run failed or stopped, with the reason in words."""
-        self._status("failed", reason)
+        self._end("failed", reason)
 
     def fail_with(self, error: BaseException) -> None:
         """Mark the run failed or stopped by an error that is about to be raised, and stays the one that is told."""
@@ -62,9 +62,12 @@ class RunFolder:
         except UserError as unmarked:
             _log.warning("besides, the run could not be marked as failed: %s", unmarked)
 
-    def _status(self, state: State, reason: str | None) -> None:
-        if int(read_status(self.store).get("attempt", 0)) > self.attempt:
-            return  # another process has taken the folder over since, and what becomes of it is that one's to say
+    def _end(self, state: State, reason: str | None) -> None:
+        # Of a folder that another process has taken over since, what becomes is that one's to say.
+        if int(read_status(self.store).get("attempt", 0)) <= self.attempt:
+            self._put_status(state, reason)
+
+    def _put_status(self, state: State, reason: str | None) -> None:
         status = {
             "schema_version": SCHEMA_VERSION,
             "state": state,
@@ -77,9 +80,7 @@ class RunFolder:
 
 def _refuse_strangers(store: Store) -> None:
     """Raise UserError where a run would begin among objects of somebody else: a bucket is nobody's working folder."""
-    if store.local_path() is not None or store.exists("run.json"):
-        return
-    for path in store.list():
+    for path in [] if store.local_path() is not None else store.list():
         if not path.startswith(_BEFORE):
             raise UserError(
                 f"{store.url} holds no run, but other objects (such as {path}); choose an empty folder, for example "
@@ -128,13 +129,17 @@ def read_run(store: Store) -> dict[str, Any]:
 
 def read_status(store: Store) -> dict[str, Any]:
     """Return `status.json`, or an empty mapping where there is none yet. Raises UserError where it is damaged."""
-    return read_json(store, "status.json") if store.exists("status.json") else {}
+    return read_json(store, "status.json") or {}
 
 
-def read_json(store: Store, path: str) -> dict[str, Any]:
-    """Return a JSON mapping that the run's command can write anew. Raises UserError where it is damaged."""
+def read_json(store: Store, path: str) -> dict[str, Any] | None:
+    """Return a JSON mapping that the run's command can write anew, None where there is none.
+
+    Raises UserError where it is damaged.
+    """
+    text = store.get(path)
     try:
-        return dict(json.loads(store.read(path)))
+        return None if text is None else dict(json.loads(text))
     except (ValueError, TypeError) as error:
         raise UserError(f"{store.path(path)} is damaged ({error}); delete it and run the command again") from error
 

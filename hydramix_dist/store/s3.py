@@ -8,38 +8,19 @@ back-off and full jitter until `patience` is over; anything else is an answer at
 import asyncio
 import contextlib
 import logging
-import os
 import random
-import re
-import ssl
 import time
 import uuid
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-import aiohttp
 import s3fs
-from botocore.exceptions import (
-    BotoCoreError,
-    ClientError,
-    ConnectTimeoutError,
-    EndpointConnectionError,
-    FlexibleChecksumError,
-    HTTPClientError,
-    IncompleteReadError,
-    NoCredentialsError,
-    PartialCredentialsError,
-    ProfileNotFound,
-    ReadTimeoutError,
-    ResponseStreamingError,
-    SSLError,
-)
-from botocore.parsers import ResponseParserError
+from botocore.exceptions import FlexibleChecksumError
 from fsspec.asyn import sync_wrapper
 
-from hydramix_dist.config.store import StoreSettings, store_settings
-from hydramix_dist.errors import DamagedError, StoreAwayError, UserError
+from hydramix_dist.config.store import StoreSettings
+from hydramix_dist.store.s3_errors import LostUploadError, answer_to, gave_up, may_pass, short
 from hydramix_dist.store.traffic import traffic
 
 T = TypeVar("T")
@@ -48,33 +29,7 @@ _log = logging.getLogger("hydramix")
 CONNECT_SECONDS, READ_SECONDS = 5, 20  # of silence, each; a silent server counts as one that may come back
 FIRST_ANSWER_SECONDS = 15.0  # patience with an endpoint that never answered: its address may be wrong
 _FIRST_WAIT, _LONGEST_WAIT = 0.1, 5.0
-_PASSING = (
-    aiohttp.ClientError,
-    asyncio.IncompleteReadError,
-    asyncio.TimeoutError,
-    ConnectionError,
-    ConnectTimeoutError,
-    EndpointConnectionError,
-    HTTPClientError,
-    IncompleteReadError,
-    ReadTimeoutError,
-    ResponseParserError,
-    ResponseStreamingError,
-)
-# Throttling by other names, and uploads that arrived otherwise than they were sent.
-_PASSING_CODES = {"SlowDown", "Throttling", "ThrottlingException", "RequestLimitExceeded", "RequestTimeout"} | {
-    "ConditionalRequestConflict",
-    "OperationAborted",
-    "BadDigest",
-    "IncompleteBody",
-    "XAmzContentSHA256Mismatch",
-    "XAmzContentChecksumMismatch",
-}
 _WRITER = "hydramix-writer"  # metadata by which a conditional put knows its own object
-
-
-class LostUploadError(OSError):
-    """The store does not know an upload any more that is under way, or that was ended before: it is sent anew."""
 
 
 class PatientS3FileSystem(s3fs.S3FileSystem):  # type: ignore[misc]  # s3fs has no types
@@ -107,7 +62,7 @@ class PatientS3FileSystem(s3fs.S3FileSystem):  # type: ignore[misc]  # s3fs has 
                 raise LostUploadError(where) from error
             raise
         except OSError as error:
-            if not conditional or (_answer_to(error) or ("", 0))[1] != 412:
+            if not conditional or (answer_to(error) or ("", 0))[1] != 412:
                 raise
             # This very call may have written it and only the answer been lost: aiohttp sends a PUT again, unseen.
             with contextlib.suppress(FileNotFoundError):
@@ -139,7 +94,7 @@ class PatientS3FileSystem(s3fs.S3FileSystem):  # type: ignore[misc]  # s3fs has 
         except FlexibleChecksumError:  # against the store's own checksum: once more, it may have happened on the way
             return await self._patiently(once, where)
         except OSError as error:
-            if (_answer_to(error) or ("", 0))[1] == 416:  # from the object's end on there is nothing, as in a file
+            if (answer_to(error) or ("", 0))[1] == 416:  # from the object's end on there is nothing, as in a file
                 return b""
             raise
 
@@ -159,6 +114,35 @@ class PatientS3FileSystem(s3fs.S3FileSystem):  # type: ignore[misc]  # s3fs has 
 
     exists = sync_wrapper(_exists)
 
+    async def _sizes(self, path: str) -> dict[str, int]:
+        """Return the sizes in bytes of all objects below a name, by BUCKET/KEY; of an object itself, its own.
+
+        Without the empty objects that stand for folders, as the console of AWS makes them. s3fs would also list the
+        folder that SeaweedFS keeps of what was removed.
+        """
+        bucket, key, _version = self.split_path(path)
+        found: dict[str, int] = {}
+        async for page in self._list_pages("list_objects_v2", Bucket=bucket, Prefix=f"{key}/" if key else ""):
+            found |= {f"{bucket}/{one['Key']}": one["Size"] for one in page.get("Contents", [])}
+        if not found and key:
+            with contextlib.suppress(FileNotFoundError):
+                itself = await self._call_s3("head_object", Bucket=bucket, Key=key)
+                found = {path: itself["ContentLength"]}
+        return {name: int(size) for name, size in found.items() if not name.endswith("/")}
+
+    sizes = sync_wrapper(_sizes)
+
+    async def _delete_below(self, path: str) -> None:
+        """Remove an object and all below its name, a thousand with each request; what is not there is no error."""
+        bucket, key, _version = self.split_path(path)
+        names = [key] if key else []
+        async for page in self._list_pages("list_objects_v2", Bucket=bucket, Prefix=f"{key}/" if key else ""):
+            names += [one["Key"] for one in page.get("Contents", [])]
+        for first in range(0, len(names), 1000):
+            await self._bulk_delete([f"{bucket}/{name}" for name in names[first : first + 1000]])
+
+    delete_below = sync_wrapper(_delete_below)
+
     async def _bulk_delete(self, pathlist: list[str], **kwargs: Any) -> list[str]:
         bucket = pathlist[0].partition("/")[0]
         objects = [{"Key": path.partition("/")[2]} for path in pathlist]
@@ -167,6 +151,12 @@ class PatientS3FileSystem(s3fs.S3FileSystem):  # type: ignore[misc]  # s3fs has 
             raise PermissionError(f"s3://{bucket}/{refused['Key']} was not removed ({refused.get('Code')})")
         return pathlist
 
+    async def _put_file(self, lpath: str, rpath: str, **options: Any) -> None:
+        try:
+            await super()._put_file(lpath, rpath, **options)
+        except LostUploadError:  # the store has forgotten it: once more, from the start
+            await super()._put_file(lpath, rpath, **options)
+
     async def _abort_mpu(self, bucket: str, key: str, mpu: str) -> None:
         # Tried once: whoever aborts has waited long enough, and a lifecycle rule of the bucket removes such parts too.
         try:
@@ -174,14 +164,7 @@ class PatientS3FileSystem(s3fs.S3FileSystem):  # type: ignore[misc]  # s3fs has 
         except FileNotFoundError:
             pass  # its end was done, or somebody else removed it
         except Exception as error:
-            _log.warning("parts of an unfinished upload to s3://%s/%s stay behind (%s)", bucket, key, _short(error))
-
-    def delete_all(self, names: list[str]) -> None:
-        """Remove objects of one bucket by name, a thousand with each request."""
-        for first in range(0, len(names), 1000):
-            self._delete_some(names[first : first + 1000])
-
-    _delete_some = sync_wrapper(_bulk_delete)
+            _log.warning("parts of an unfinished upload to s3://%s/%s stay behind (%s)", bucket, key, short(error))
 
     async def _patiently(self, once: Callable[[], Awaitable[T]], where: str) -> T:
         began, tries = time.monotonic(), 0
@@ -191,13 +174,15 @@ class PatientS3FileSystem(s3fs.S3FileSystem):  # type: ignore[misc]  # s3fs has 
             try:
                 result = await once()
             except Exception as error:
-                self._answered = self._answered or _answer_to(error) is not None
+                self._answered = self._answered or answer_to(error) is not None
                 if not may_pass(error):
                     raise
                 patience = self.patience if self._answered else min(self.patience, FIRST_ANSWER_SECONDS)
                 wait = random.uniform(0, min(_LONGEST_WAIT, _FIRST_WAIT * 2**tries))
                 if time.monotonic() - began + wait > patience:
-                    raise _gave_up(where, self._server(), tries, patience, error) from error
+                    raise gave_up(
+                        where, self._server(), tries, max(patience, time.monotonic() - began), error
+                    ) from error
                 traffic.count(retries=1)
                 await asyncio.sleep(wait)
             else:
@@ -230,108 +215,3 @@ def s3_file_system(settings: StoreSettings) -> PatientS3FileSystem:
         skip_instance_cache=True,
         **({"profile": settings.profile} if settings.profile else {}),
     )
-
-
-def may_pass(error: BaseException) -> bool:
-    """Return whether the same request may succeed a little later."""
-    answer = _answer_to(error)
-    if answer is not None:
-        code, status = answer
-        return code in _PASSING_CODES or status == 429 or (status >= 500 and status != 501)
-    final = isinstance(error, SSLError) or _is_tls(error) or _reading_authorities(error) is not None
-    return isinstance(error, _PASSING) and not final
-
-
-def explain(error: BaseException, where: str, action: str) -> UserError | None:
-    """Return what to tell of an S3 error that is final, None where it is another kind of error.
-
-    `action` is "read" or "write". Credentials are never part of the text.
-    """
-    if isinstance(error, NoCredentialsError | PartialCredentialsError):
-        return UserError(
-            f"{where}: no credentials found; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, or give "
-            "the machine a role"
-        )
-    if isinstance(error, ProfileNotFound):
-        return UserError(f"{where}: {error}; name one that is in ~/.aws/config")
-    if isinstance(error, SSLError) or _is_tls(error):
-        return UserError(
-            f"{where}: the server's certificate was not accepted ({_short(error)}); give the PEM file of its authority "
-            "as AWS_CA_BUNDLE or as ca_bundle in HYDRAMIX_STORE"
-        )
-    unread = _reading_authorities(error)
-    if unread is not None:
-        return UserError(
-            f"{where}: the certificate authorities in {store_settings().ca_bundle or os.environ.get('AWS_CA_BUNDLE')} "
-            f"cannot be read ({_short(unread)}); give a PEM file as AWS_CA_BUNDLE or as ca_bundle in "
-            "HYDRAMIX_STORE"
-        )
-    if isinstance(error, LostUploadError):
-        return UserError(
-            f"cannot write {where}: twice the store has forgotten the upload while it was under way; a lifecycle rule "
-            "of the bucket that ends uploads must leave them some hours"
-        )
-    if isinstance(error, FlexibleChecksumError):
-        return DamagedError(
-            f"cannot read {where}: twice it arrived otherwise than the store recorded it ({_short(error)}); it is "
-            "damaged there or on the way"
-        )
-    answer = _answer_to(error)
-    if answer is None:
-        return UserError(f"{where}: {_short(error)}") if isinstance(error, BotoCoreError | ValueError) else None
-    code, status = answer
-    if code in ("InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken"):
-        return UserError(
-            f"cannot {action} {where}: the credentials are not valid ({code}); check AWS_ACCESS_KEY_ID and "
-            "AWS_SECRET_ACCESS_KEY, or the profile"
-        )
-    if code == "RequestTimeTooSkewed":
-        return UserError(f"cannot {action} {where}: this machine's clock is wrong ({code}); set it")
-    if status == 403:
-        rights = "s3:GetObject and s3:ListBucket" if action == "read" else "s3:PutObject and s3:DeleteObject"
-        doubt = ", if they are valid at all," if code == "403" else ""  # the answer to HEAD has no body to tell
-        return UserError(
-            f"cannot {action} {where}: permission denied (403); these credentials{doubt} need {rights} there, see: "
-            "hydramix doctor --store URL"
-        )
-    if code == "NoSuchBucket":
-        return UserError(f"cannot {action} {where}: the bucket does not exist; make it first, or mend the name")
-    if status in (301, 307) or code in ("AuthorizationHeaderMalformed", "IllegalLocationConstraintException"):
-        return UserError(f"cannot {action} {where}: the bucket is in another region ({code}); set AWS_REGION to it")
-    if status in (404, 412):
-        return None
-    return UserError(f"cannot {action} {where}: the store refuses it ({code}: {_short(error)})")
-
-
-def _answer_to(error: BaseException) -> tuple[str, int] | None:
-    """Return (code, HTTP status) of what the server said, None where it said nothing."""
-    said = error if isinstance(error, ClientError) else error.__cause__
-    if not isinstance(said, ClientError):
-        return None
-    code = str(said.response.get("Error", {}).get("Code", ""))
-    status = said.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
-    return code, int(status or (code if code.isdigit() else 0))
-
-
-def _is_tls(error: BaseException) -> bool:
-    return isinstance(error, aiohttp.ClientSSLError) or "CERTIFICATE_VERIFY_FAILED" in str(error)
-
-
-def _reading_authorities(error: BaseException) -> BaseException | None:
-    """Return why the PEM file cannot be read, which aiobotocore finds out, and wraps, at the first request."""
-    inner = error.kwargs.get("error") if isinstance(error, HTTPClientError) else None
-    return inner if isinstance(inner, FileNotFoundError | PermissionError | IsADirectoryError | ssl.SSLError) else None
-
-
-def _gave_up(where: str, server: str, tries: int, patience: float, error: BaseException) -> StoreAwayError:
-    answer = _answer_to(error)
-    last = f"{answer[1]} {answer[0]}" if answer else _short(error)
-    return StoreAwayError(
-        f"{where}: {server} gave no good answer in {patience:g} s ({tries} tries, the last: {last}); what was saved "
-        "stays, and the same command goes on when the store is back"
-    )
-
-
-def _short(error: BaseException) -> str:
-    text = re.sub(r"\s+", " ", str(error)).strip() or type(error).__name__
-    return text if len(text) <= 200 else text[:197] + "..."

@@ -93,6 +93,13 @@ class Store:
         """Return `length` bytes from `offset`, to the end where `length` is None. Raises FileNotFoundError."""
         return self._files.read(self._full(path), offset, length)
 
+    def get(self, path: str) -> bytes | None:
+        """Return an object's content, None where there is none: one request, where looking first would be three."""
+        try:
+            return self.read(path)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+
     def exists(self, path: str = "") -> bool:
         """Return whether an object or a folder of that name is there."""
         return self._files.exists(self._full(path))

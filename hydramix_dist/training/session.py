@@ -27,10 +27,10 @@ def train_in_folder(
     group, store = context.group, context.store
     facts = environment.facts(context.runtime, group.device) | group.description | {"data_url": data_url}
     folder = on_first(group, lambda: RunFolder.begin(store, kind, identity, facts))
-    if on_first(group, lambda: store.exists("result.json")):
-        result = on_first(group, lambda: read_json(store, "result.json"))
+    finished = on_first(group, lambda: read_json(store, "result.json"))
+    if finished is not None:
         on_first(group, folder.succeed)
-        return result
+        return finished
     environment.reset_peak_memory(group.device)
     try:
         resumed = _resume(context)
