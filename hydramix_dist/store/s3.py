@@ -179,10 +179,9 @@ class PatientS3FileSystem(s3fs.S3FileSystem):  # type: ignore[misc]  # s3fs has 
                     raise
                 patience = self.patience if self._answered else min(self.patience, FIRST_ANSWER_SECONDS)
                 wait = random.uniform(0, min(_LONGEST_WAIT, _FIRST_WAIT * 2**tries))
-                if time.monotonic() - began + wait > patience:
-                    raise gave_up(
-                        where, self._server(), tries, max(patience, time.monotonic() - began), error
-                    ) from error
+                spent = time.monotonic() - began
+                if spent + wait > patience:
+                    raise gave_up(where, self._server(), tries, max(patience, spent), error) from error
                 traffic.count(retries=1)
                 await asyncio.sleep(wait)
             else:

@@ -1,14 +1,19 @@
 """Several processes fail alike: an error of one is everybody's, so that nobody waits for those that are gone."""
 
+import importlib.metadata
+
 import pytest
 import ranks
 import tiny
 import torch
+import torch.distributed as dist
 
 from hydramix_dist.config.deepspeed import read_deepspeed
 from hydramix_dist.errors import UserError
 from hydramix_dist.training.deepspeed_engine import DeepSpeedGroup
 from hydramix_dist.training.group import on_first, together
+
+CPU = torch.device("cpu")
 
 
 def own_group() -> DeepSpeedGroup:
@@ -67,3 +72,30 @@ def test_alone_everything_is_ones_own() -> None:
         together(tiny.ALONE, lambda: 1 // 0)
     values = torch.tensor([1.0, 2.0])
     assert torch.equal(tiny.ALONE.sum(values), values) and torch.equal(tiny.ALONE.gather(values), values[None])
+
+
+# ---- what they tell each other
+
+
+def talk() -> None:
+    group = DeepSpeedGroup(read_deepspeed("zero2"), CPU)
+    assert (group.rank, group.world_size, group.device) == (dist.get_rank(), 3, CPU)
+    version = importlib.metadata.version("deepspeed")
+    assert group.description == {"workers": 3, "engine": "deepspeed-zero2", "deepspeed": version}
+
+    own = torch.tensor([1.0, float(group.rank)], requires_grad=True)
+    assert group.sum(own).tolist() == [3.0, 3.0]
+    assert own.tolist() == [1.0, float(group.rank)]
+
+    rows_32 = torch.full((2, 3), group.rank).T  # not contiguous
+    gathered_R32 = group.gather(rows_32)
+    assert gathered_R32.shape == (3, 3, 2)
+    assert gathered_R32[:, 0, 0].tolist() == [0, 1, 2]
+
+    said = group.exchange(UserError("no") if group.rank == 1 else {"rank": group.rank})
+    assert said[0] == {"rank": 0}
+    assert isinstance(said[1], UserError)
+
+
+def test_ranks_tell_each_other() -> None:
+    ranks.run(3, talk)
