@@ -7,6 +7,7 @@ one ranged read of `length` bytes at `offset` gives it. The image shards follow 
 import io
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from mmap import mmap
 from typing import NamedTuple
 
 import pyarrow as pa
@@ -153,7 +154,7 @@ def table_bytes(table: pa.Table) -> bytes:
     return sink.getvalue()
 
 
-def read_table(data: bytes | bytearray) -> pa.Table:
+def read_table(data: bytes | mmap) -> pa.Table:
     """Return the table in Parquet bytes, its page checksums verified."""
     # One thread: pyarrow's pools now and then abort a short process at its end ("terminate called without an active
     # exception", seen in 3 of 10 runs), and these tables are small.

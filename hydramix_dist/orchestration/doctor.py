@@ -59,7 +59,7 @@ def examine(out: str = ".", store: str | None = None) -> list[Check]:
         ("output folder", lambda: _output_folder(out)),
         *((name, lambda name=name: _later(name)) for name in _NOT_NEEDED_YET),
     ]
-    return [_tried(name, check) for name, check in tries] + ([] if asked is None else store_checks(asked))
+    return [_tried(name, check) for name, check in tries] + ([] if asked is None else store_checks(_place(asked)))
 
 
 def store_checks(store: Store) -> list[Check]:
@@ -243,14 +243,17 @@ def _output_folder(out: str) -> Check:
 
     A local folder that does not exist yet is not made: its nearest existing parent is tried.
     """
-    store = Store(out)
-    local = store.local_path()
-    if local is not None:
-        store = Store(_existing(local))
+    store = _place(Store(out))
     bad = next((finding for finding in probe(store) if finding.state != "ok"), None)
     if bad is not None:
         return Check("output folder", "broken", bad.detail, "choose another folder, or mend this one")
     return Check("output folder", "ok", f"{store.url} can be written, read and cleared")
+
+
+def _place(store: Store) -> Store:
+    """Return the store, or the nearest folder above it that exists on this machine's disk: a check makes none."""
+    local = store.local_path()
+    return store if local is None else Store(_existing(local))
 
 
 def _existing(path: Path) -> Path:

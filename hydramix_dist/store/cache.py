@@ -13,6 +13,7 @@ import re
 import time
 import uuid
 from collections.abc import Iterator
+from mmap import mmap
 from pathlib import Path
 
 from hydramix_dist.config.store import VARIABLE, store_settings
@@ -54,11 +55,11 @@ class Cache:
         traffic.count(cache_hits=1)
         return data
 
-    def put(self, sha256: str, data: bytes | bytearray) -> None:
+    def put(self, sha256: str, data: bytes | mmap) -> None:
         """Keep a content that the caller has checked; where the disk refuses, say so once and go on without."""
         self._keep(self._path(sha256), data)
 
-    def _keep(self, path: Path, data: bytes | bytearray) -> None:
+    def _keep(self, path: Path, data: bytes | mmap) -> None:
         if not self._works:
             return
         temporary = path.with_name(f"{_TEMPORARY}{uuid.uuid4().hex}")

@@ -9,6 +9,7 @@ import pytest
 import tiny
 import yaml
 from fixtures import FinishedPilot
+from seaweed import Seaweed
 from test_workers import CALM, HALF
 
 from hydramix_dist.checkpoint import load_newest
@@ -130,16 +131,42 @@ def test_workers_of_a_cluster_share_the_bucket_and_nothing_else(bucket: str, tmp
     ],
 )
 def test_bad_places_are_one_sentence(
+    bucket: str, arguments: tuple[str, ...], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert words in refusal(capsys, *(argument.format(bucket=bucket) for argument in arguments))
+
+
+def test_what_may_not_be_done_there_is_one_sentence(
     bucket: str,
-    arguments: tuple[str, ...],
-    words: str,
+    seaweed: Seaweed,
+    image_folder: Path,
+    data_url: str,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("sys.argv", ["hydramix", *(argument.format(bucket=bucket) for argument in arguments)])
-    with pytest.raises(SystemExit) as leaving:
-        main()
+    for path in Store(data_url).list():
+        Store(bucket).put(f"set/{path}", Store(data_url).read(path))
+    other = "holds another data set (other images, or another size, fit or holdout); choose another folder"
+    assert other in refusal(capsys, "data", "import", str(image_folder), f"{bucket}/set", "--size", "16")
+    Store(bucket).put("newer/manifest.json", Store(data_url).read("manifest.json").replace(b": 2,", b": 99,", 1))
+    assert "has schema version 99, this program reads up to 2" in refusal(capsys, "data", "show", f"{bucket}/newer")
+    for name, value in seaweed.environment("reader").items():
+        monkeypatch.setenv(name, value)
+    denied = refusal(capsys, "data", "import", str(image_folder), f"{bucket}/new")
+    assert f"cannot write {bucket}/new/" in denied and "permission denied (403)" in denied
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "NOBODY")
+    unknown = refusal(capsys, "data", "show", f"{bucket}/set")
+    assert "the credentials are not valid (InvalidAccessKeyId)" in unknown and "NOBODY" not in unknown
+
+
+def refusal(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """Run a command that is refused; return the one sentence that it says."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.argv", ["hydramix", *arguments])
+        with pytest.raises(SystemExit) as leaving:
+            main()
     assert leaving.value.code == 2
     said = capsys.readouterr().err
     (sentence,) = (line for line in said.splitlines() if line.startswith("error:"))
-    assert words in sentence and "Traceback" not in said
+    assert "Traceback" not in said
+    return sentence
