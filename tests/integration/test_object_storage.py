@@ -3,6 +3,8 @@
 import json
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -170,3 +172,50 @@ def refusal(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     (sentence,) = (line for line in said.splitlines() if line.startswith("error:"))
     assert "Traceback" not in said
     return sentence
+
+
+@pytest.mark.full
+def test_ray_tune_keeps_its_own_in_the_bucket_too(bucket: str, tmp_path: Path) -> None:
+    """Through the file system that trainings give Ray: a sweep's trials, and its state, from which it is restored."""
+    script = tmp_path / "sweep.py"
+    script.write_text(SWEEP)
+    done = subprocess.run(
+        [sys.executable, script, f"{bucket}/sweep"],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
+        timeout=180,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "[2, 4, 6]"
+    names = {path.rsplit("/", 1)[-1] for path in Store(f"{bucket}/sweep").list()}
+    assert {"tuner.pkl", "result.json", "params.json"} <= names
+
+
+SWEEP = """
+import sys
+
+from hydramix_dist.config.distributed import DistributedSettings
+from hydramix_dist.config.schema import RuntimeSettings
+from hydramix_dist.orchestration.ray_session import ray_session
+from hydramix_dist.store import Store
+
+
+def trial(config):
+    from ray import tune
+
+    tune.report({"doubled": 2 * config["x"]})
+
+
+if __name__ == "__main__":
+    with ray_session(DistributedSettings(), RuntimeSettings(device="cpu"), None):
+        from ray import tune
+
+        path, file_system = Store(sys.argv[1]).for_ray()
+        where = tune.RunConfig(name="x", storage_path=path, storage_filesystem=file_system, verbose=0)
+        space = {"x": tune.grid_search([1, 2, 3])}
+        tune.Tuner(trial, param_space=space, run_config=where).fit()
+        restored = tune.Tuner.restore(f"{path}/x", trial, storage_filesystem=file_system).get_results()
+        print(sorted(result.metrics["doubled"] for result in restored))
+"""
