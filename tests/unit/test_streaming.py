@@ -109,6 +109,7 @@ def encoded(data: Dataset, rows: Any) -> list[bytes]:
     most_rows=st.integers(1, 40),
     most_bytes=st.integers(1, 20_000),
     dense=st.sampled_from([0.0, 0.3, 0.6, 9.0]),
+    a_read=st.sampled_from([0, 500, 10**9]),
 )
 def test_rows_come_once_and_in_order_on_any_split_into_parts(
     made: Path,
@@ -119,8 +120,10 @@ def test_rows_come_once_and_in_order_on_any_split_into_parts(
     most_rows: int,
     most_bytes: int,
     dense: float,
+    a_read: int,
 ) -> None:
-    for name, value in (("_BLOCK_ROWS", most_rows), ("_BLOCK_BYTES", most_bytes), ("_DENSE", dense)):
+    drawn = {"_BLOCK_ROWS": most_rows, "_BLOCK_BYTES": most_bytes, "_DENSE": dense, "_READ_BYTES": a_read}
+    for name, value in drawn.items():
         monkeypatch.setattr(streaming, name, value)
     data = Dataset.open(str(made))
     asked = [row for block, _ in stream_encoded(data.part("train"), rows) for row in block.tolist()]
@@ -128,6 +131,16 @@ def test_rows_come_once_and_in_order_on_any_split_into_parts(
     parts = [part_of(60, rank, world_size).tolist() for rank in range(world_size)]
     assert {len(part) for part in parts} == {-(-60 // world_size)}, "all ranks call a shared network equally often"
     assert [png for part in parts for png in encoded(data, part)][:60] == stored
+
+
+def test_a_shard_is_read_whole_where_that_is_less_than_its_reads(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows that follow on each other are one read, so only those that lie apart count."""
+    part = Dataset.open(str(made)).part("train")
+    shard = part.table["file"][0].as_py()
+    monkeypatch.setattr(streaming, "_DENSE", 9.0)
+    monkeypatch.setattr(streaming, "_READ_BYTES", part.files[shard].bytes // 5)
+    shards = lambda rows: [block.shard for block in streaming._blocks(part, np.asarray(rows))]  # noqa: E731
+    assert shards([0, 2, 4, 6]) == [shard] and shards([0, 2, 4]) == [None] and shards([0, 1, 2, 3, 4]) == [None]
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -183,6 +196,7 @@ def test_a_whole_shard_is_one_read_and_rows_that_lie_apart_are_read_by_themselve
 def test_no_more_is_read_than_two_blocks_ahead(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(streaming, "_BLOCK_ROWS", 3)
     monkeypatch.setattr(streaming, "_DENSE", 9.0)
+    monkeypatch.setattr(streaming, "_READ_BYTES", 0)
     begun, read = [0], streaming._read_block
 
     def counted(*arguments: Any) -> Any:
@@ -206,6 +220,7 @@ def test_memory_does_not_grow_with_the_set(large: Path, monkeypatch: pytest.Monk
     """Of a set of about 32 MB in shards, read as rows in blocks of about 1 MB, a few MB are held."""
     monkeypatch.setattr(streaming, "_BLOCK_ROWS", 320)
     monkeypatch.setattr(streaming, "_DENSE", 9.0)
+    monkeypatch.setattr(streaming, "_READ_BYTES", 0)
     data = Dataset.open(str(large))
     sizes = np.asarray(data.part("train").table["length"].to_numpy())
     largest = max(sizes[first : first + 320].sum() for first in range(0, 10_000, 320))
@@ -417,6 +432,7 @@ ROWS = [row for row in range(600) if row % 7]  # 514, so that neither batches no
 def test_streamed_images_come_in_the_same_batches_as_held_ones(large: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(streaming, "_BLOCK_ROWS", 77)
     monkeypatch.setattr(streaming, "_DENSE", 9.0)
+    monkeypatch.setattr(streaming, "_READ_BYTES", 0)
     data = Dataset.open(str(large))
     in_memory = load_held_out(data, "test", ROWS, 24)
     monkeypatch.setattr(held_out, "_HELD_BYTES", 0)
