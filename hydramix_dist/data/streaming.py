@@ -27,7 +27,7 @@ from hydramix_dist.store import Store
 
 Rows = npt.NDArray[np.int64]
 
-_AHEAD = 2  # blocks being read while one is used
+_AHEAD = 3  # blocks being read while one is used
 _DENSE = 0.5  # share of a shard's bytes from which on the whole of it is read
 _READ_BYTES = (
     16 * 2**10

@@ -80,7 +80,10 @@ class RunFolder:
 
 def _refuse_strangers(store: Store) -> None:
     """Raise UserError where a run would begin among objects of somebody else: a bucket is nobody's working folder."""
-    for path in [] if store.local_path() is not None else store.list():
+    there = [] if store.local_path() is not None else store.list()
+    if "run.json" in there:  # another process has begun it a moment ago: whose it is, the put below tells
+        return
+    for path in there:
         if not path.startswith(_BEFORE):
             raise UserError(
                 f"{store.url} holds no run, but other objects (such as {path}); choose an empty folder, for example "

@@ -138,3 +138,20 @@ def test_in_object_storage_a_run_begins_among_nothing_but_its_own(tmp_path: Path
     RunFolder.begin(store, "pilot", IDENTITY, FACTS)
     store.put("results.json", b"{}")
     assert RunFolder.begin(store, "pilot", IDENTITY, FACTS).attempt == 2
+
+
+def test_who_comes_a_moment_late_is_told_of_the_run_that_won(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Store(f"memory://{tmp_path.name}")
+    get = Store.get
+
+    def beaten(self: Store, path: str) -> bytes | None:
+        """Answer as before the other began, who does so right after."""
+        found = get(self, path)
+        if found is None and path == "run.json":
+            monkeypatch.setattr(Store, "get", get)
+            RunFolder.begin(store, "pilot", IDENTITY, FACTS)
+        return found
+
+    monkeypatch.setattr(Store, "get", beaten)
+    with pytest.raises(UserError, match="holds another run: data was .abc., now .xyz."):
+        RunFolder.begin(store, "pilot", IDENTITY | {"data": "xyz"}, FACTS)
