@@ -153,5 +153,5 @@ def test_who_comes_a_moment_late_is_told_of_the_run_that_won(tmp_path: Path, mon
         return found
 
     monkeypatch.setattr(Store, "get", beaten)
-    with pytest.raises(UserError, match="holds another run: data was .abc., now .xyz."):
+    with pytest.raises(UserError, match=r"holds another run: data was .abc., now .xyz."):
         RunFolder.begin(store, "pilot", IDENTITY | {"data": "xyz"}, FACTS)
