@@ -10,6 +10,7 @@ import random
 import socket
 import struct
 import threading
+import weakref
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Future
@@ -115,6 +116,7 @@ class FaultProxy:
     async def _serve(self) -> None:
         self._loop, self._stopping = asyncio.get_running_loop(), asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._transports: weakref.WeakSet[asyncio.WriteTransport] = weakref.WeakSet()
         server = await asyncio.start_server(self._client, "127.0.0.1", 0, limit=2 * PIECE)
         self.endpoint = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
         self._ready.set()
@@ -123,15 +125,21 @@ class FaultProxy:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        for transport in self._transports:  # what was closed with bytes left to send would outlive the loop, half open
+            transport.abort()
+        await asyncio.sleep(0)  # they are taken down in the loop's next turn
 
     def _client(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._transports.add(writer.transport)
         task = asyncio.ensure_future(_Connection(self, reader, writer).run())
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
     async def connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         """Return a new connection to the server. Raises OSError where it is down."""
-        return await asyncio.open_connection(*self._upstream, limit=2 * PIECE)
+        reader, writer = await asyncio.open_connection(*self._upstream, limit=2 * PIECE)
+        self._transports.add(writer.transport)
+        return reader, writer
 
     async def begin(self, request: Request) -> str:
         """Count a request in; return the fault that it is to meet."""

