@@ -37,9 +37,10 @@ class RunFolder:
         """
         identity = json.loads(json.dumps(identity))
         record = {"schema_version": SCHEMA_VERSION, "kind": kind, "identity": identity, "facts": dict(facts)}
-        if store.get("run.json") is None:
+        begun = store.get("run.json") is not None
+        if not begun:
             _refuse_strangers(store)
-        if not store.put_if_absent("run.json", _pretty(record)):
+        if begun or not store.put_if_absent("run.json", _pretty(record)):
             _warn_of_changed_facts(check_same_run(store, kind, identity), record)
         run = cls(store, record, int(read_status(store).get("attempt", 0)) + 1)
         run._put_status("running", None)
