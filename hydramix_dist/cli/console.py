@@ -47,6 +47,7 @@ class LiveDisplay:
         self._tasks: dict[str, TaskID] = {}
         self._names: dict[str, str] = {}
         self._share: dict[str, float] = {}
+        self._ended = 0
         self._whole: TaskID | None = None
         self._clock = _Clock()
 
@@ -70,6 +71,7 @@ class LiveDisplay:
         self._tasks.clear()
         self._names = dict(names)
         self._share = dict.fromkeys(names, 0.0)
+        self._ended = 0
         self._clock = _Clock()
         self._whole = self._bars.add_task(f"all {len(names)} trainings", total=1.0)
         if not self._console.is_terminal:  # where no bars move, the first training's end is the next sign of life
@@ -90,6 +92,7 @@ class LiveDisplay:
     def ended(self, ended: Ended) -> None:
         """Take a training's bar away and count it."""
         self._share[ended.key] = 1.0
+        self._ended += 1
         self._clock.ended(ended.key)
         self._move_whole()
         if ended.key in self._tasks:
@@ -98,9 +101,8 @@ class LiveDisplay:
         if ended.error is not None:
             self.say(f"failed: {name}: {ended.error}")
         elif not self._console.is_terminal:
-            done = sum(share >= 1.0 for share in self._share.values())
             left = self._clock.left(self._share)
-            self.say(f"[{done}/{len(self._names)}] {name}" + (f", about {_spoken(left)} left" if left else ""))
+            self.say(f"[{self._ended}/{len(self._names)}] {name}" + (f", about {_spoken(left)} left" if left else ""))
 
     def _move_whole(self) -> None:
         if self._whole is not None:
