@@ -44,7 +44,7 @@ STAGES = {
     ("mixing/mixer.py", "mix"): "train classifier: batch of mixes",
     ("training/loop.py", "_step"): "train",
     ("training/classifier.py", "evaluate"): "test during training",
-    ("training/classifier.py", "test_predictions"): "test at the end",
+    ("training/classifier.py", "predictions"): "test at the end",
     ("training/loop.py", "save"): "checkpoints: gather, hand over",
     ("checkpoint/commit.py", "load_newest"): "checkpoints: load",
     ("telemetry/metrics.py", "record"): "records",

@@ -2,9 +2,10 @@
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+import typer.core
 
 app = typer.Typer(
     name="hydramix",
@@ -96,6 +97,93 @@ def train(
     from hydramix_dist.cli.train import train_command
 
     raise typer.Exit(train_command(kind.value, config, assignments or [], workers, address, out, json_))
+
+
+class _SweepGroup(typer.core.TyperGroup):
+    """`hydramix sweep CONFIG` is `hydramix sweep run CONFIG`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Put `run` before a word that is no sub-command."""
+        if args and args[0] not in self.commands and args[0] not in ("--help", "-h"):
+            args = ["run", *args]
+        return super().parse_args(ctx, args)
+
+
+sweep_app = typer.Typer(
+    cls=_SweepGroup,
+    help="Compare over data sets, N, K, masks, seeds and hyperparameters: `hydramix sweep CONFIG [KEY=VALUE]...`.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+app.add_typer(sweep_app, name="sweep")
+SweepName = Annotated[str, typer.Argument(help="folder or URL of a sweep, or its name under runs/")]
+
+
+@sweep_app.command("run")
+def sweep_run(
+    config: Annotated[str, typer.Argument(help="quick, nshot, paper, tuned-baseline, ablation, or a YAML file")],
+    assignments: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="any setting, for example data=FOLDER")
+    ] = None,
+    out: Annotated[
+        str | None, typer.Option(help="folder of the sweep; none: runs/ and a name made of data and settings")
+    ] = None,
+    shared: Annotated[
+        str | None, typer.Option(help="folder of generators and imported images; none: `shared` beside the sweep")
+    ] = None,
+    address: AddressOption = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="show the trainings and their expected cost; train nothing")
+    ] = False,
+    json_: JsonFlag = False,
+) -> None:
+    """Run a sweep in parallel on what the machine or cluster has; typed again, it goes on."""
+    from hydramix_dist.cli.sweep import run_command
+
+    raise typer.Exit(run_command(config, assignments or [], out, shared, address, dry_run, json_))
+
+
+@sweep_app.command("status")
+def sweep_status(name: SweepName, json_: JsonFlag = False) -> None:
+    """Show where a sweep stands, from any machine that can read its folder."""
+    from hydramix_dist.cli.sweep import status_command
+
+    raise typer.Exit(status_command(name, json_))
+
+
+@sweep_app.command("resume")
+def sweep_resume(
+    name: SweepName,
+    assignments: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE]...", help="limits, priorities, distributed or concurrent"),
+    ] = None,
+    address: AddressOption = None,
+    only_failed: Annotated[
+        bool, typer.Option("--only-failed", help="try what has failed for good once more, and nothing else")
+    ] = False,
+    json_: JsonFlag = False,
+) -> None:
+    """Go on with a sweep; what is finished is not run again."""
+    from hydramix_dist.cli.sweep import resume_command
+
+    raise typer.Exit(resume_command(name, assignments or [], address, only_failed, json_))
+
+
+@sweep_app.command("results")
+def sweep_results(
+    name: SweepName,
+    select: Annotated[
+        str | None, typer.Option(help="folder to write the best setting to, as settings for `pilot` and `train`")
+    ] = None,
+    arm: Annotated[str | None, typer.Option(help="with --select: this arm, not the best one")] = None,
+    shots: Annotated[int | None, typer.Option(help="with --select: the N it is for; none: the largest")] = None,
+    json_: JsonFlag = False,
+) -> None:
+    """Write a sweep's tables and page from what is finished so far."""
+    from hydramix_dist.cli.sweep import results_command
+
+    raise typer.Exit(results_command(name, select, arm, shots, json_))
 
 
 @app.command()

@@ -49,7 +49,7 @@ class LiveDisplay:
         self._share: dict[str, float] = {}
         self._ended = 0
         self._whole: TaskID | None = None
-        self._clock = _Clock()
+        self._clock = Clock()
 
     def __enter__(self) -> "LiveDisplay":
         self._bars.start()
@@ -72,7 +72,7 @@ class LiveDisplay:
         self._names = dict(names)
         self._share = dict.fromkeys(names, 0.0)
         self._ended = 0
-        self._clock = _Clock()
+        self._clock = Clock()
         self._whole = self._bars.add_task(f"all {len(names)} trainings", total=1.0)
         if not self._console.is_terminal:  # where no bars move, the first training's end is the next sign of life
             self.say(f"{len(names)} trainings to do")
@@ -102,7 +102,7 @@ class LiveDisplay:
             self.say(f"failed: {name}: {ended.error}")
         elif not self._console.is_terminal:
             left = self._clock.left(self._share)
-            self.say(f"[{self._ended}/{len(self._names)}] {name}" + (f", about {_spoken(left)} left" if left else ""))
+            self.say(f"[{self._ended}/{len(self._names)}] {name}" + (f", about {spoken(left)} left" if left else ""))
 
     def _move_whole(self) -> None:
         if self._whole is not None:
@@ -135,7 +135,7 @@ class TrainingDisplay(LiveDisplay):
             return
         self._said = now
         speed = (done - self._begun[1]) / (now - self._begun[0])
-        left = _spoken((total - done) / speed)
+        left = spoken((total - done) / speed)
         self.say(f"{self._names[key]}: {done} of {total} images, {speed:.0f} images/s, about {left} left")
 
 
@@ -153,10 +153,10 @@ class _LeftColumn(TimeRemainingColumn):
 
     def render(self, task: Task) -> Text:
         seconds = task.fields.get("seconds_left")
-        return super().render(task) if seconds is None else Text(_spoken(seconds), style="progress.remaining")
+        return super().render(task) if seconds is None else Text(spoken(seconds), style="progress.remaining")
 
 
-class _Clock:
+class Clock:
     """Time left of all trainings, from how long those of the same kind (the key's folder) took so far."""
 
     def __init__(self) -> None:
@@ -165,9 +165,11 @@ class _Clock:
         self._took: dict[str, list[float]] = {}
 
     def began(self, key: str) -> None:
+        """Note that a training is under way."""
         self._begun.setdefault(key, time.monotonic())
 
     def ended(self, key: str) -> None:
+        """Note that a training has ended."""
         if key in self._begun:  # else it was finished before this command began
             self._took.setdefault(_kind(key), []).append(time.monotonic() - self._begun[key])
 
@@ -192,6 +194,10 @@ def print_json(text: str) -> None:
     sys.stdout.write(text.rstrip("\n") + "\n")
 
 
-def _spoken(seconds: float) -> str:
+def spoken(seconds: float) -> str:
+    """Return a time as "45 s", "3 min 20 s" or "2 h 05 min"."""
+    if seconds >= 3600:
+        hours, minutes = divmod(round(seconds / 60), 60)
+        return f"{hours} h {minutes:02d} min"
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"

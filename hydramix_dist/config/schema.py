@@ -285,8 +285,8 @@ class PilotSettings(Settings):
     @model_validator(mode="after")
     def _consistent(self) -> "PilotSettings":
         for name, arm in self.arms.items():
-            if not re.fullmatch(r"\w[\w.+-]*", name):  # it names folders
-                raise ValueError(f"arms has the name '{name}'; a name is of letters, digits and _ . + -")
+            if not re.fullmatch(r"\w[\w.+=-]*", name):  # it names folders
+                raise ValueError(f"arms has the name '{name}'; a name is of letters, digits and _ . + - =")
             if arm.generator is not None and arm.generator not in self.generators:
                 known = ", ".join(self.generators) or "none"
                 raise ValueError(f"arms.{name}.generator '{arm.generator}' is not under generators (known: {known})")

@@ -5,7 +5,8 @@ be computed is null and a `note` beside it says why.
 """
 
 import json
-from typing import Annotated, Any, Literal
+from collections.abc import Iterable, Sequence
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -25,6 +26,9 @@ class Record(BaseModel):
     """Base of all records: frozen, unknown keys refused, no NaN and no infinity."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+R = TypeVar("R", bound=Record)
 
 
 class ArmInfo(Record):
@@ -60,24 +64,29 @@ class DataSummary(Record):
     fingerprint: Annotated[str, Field(description="sha256 over ids, labels, pixels and classes")]
 
 
-class RunResult(Record):
-    """One classifier, trained for one arm on one subset: the last test result counts, never the best."""
+class Measured(Record):
+    """What is compared of one classifier, trained for one arm on one subset: the last test result, never the best."""
 
     arm: str
     shots: Annotated[int, Field(description="N, labelled images a class")]
     seed: int
     accuracy: Share
     balanced_accuracy: Annotated[Share, Field(description="mean of the classes' accuracies")]
+    seconds: Annotated[Seconds, Field(description="training of the classifier")]
+    generator_seconds: Annotated[Seconds, Field(description="training of the generator it used; 0: none")] = 0.0
+    generator_key: str | None = None
+    test_images: int
+
+
+class RunResult(Measured):
+    """One classifier, trained for one arm on one subset: the last test result counts, never the best."""
+
     per_class: Annotated[dict[str, Share | None], Field(description="null: no test image of that class")]
     confusion: Annotated[tuple[tuple[int, ...], ...], Field(description="[true class][predicted class], test images")]
     test_curve: Curve
     train_loss_curve: Curve
-    seconds: Annotated[Seconds, Field(description="training of the classifier")]
-    generator_seconds: Annotated[Seconds, Field(description="training of the generator it used; 0: none")] = 0.0
-    generator_key: str | None = None
     images_seen: int
     peak_memory_bytes: int | None = None
-    test_images: int
 
 
 class ArmSummary(Record):
@@ -162,9 +171,16 @@ class PilotResults(Record):
     @property
     def missing(self) -> tuple[tuple[str, int, int], ...]:
         """Return (arm, shots, seed) of each planned run without a result, in the pilot's order."""
-        have = {(run.arm, run.shots, run.seed) for run in self.runs}
-        planned = ((arm.name, shots, seed) for shots in self.shots for seed in self.seeds for arm in self.arms)
-        return tuple(run for run in planned if run not in have)
+        return missing_runs(self.arms, self.shots, self.seeds, self.runs)
+
+
+def missing_runs(
+    arms: Sequence[ArmInfo], shots: Sequence[int], seeds: Sequence[int], runs: Iterable[Measured]
+) -> tuple[tuple[str, int, int], ...]:
+    """Return (arm, shots, seed) of each planned run that is not among `runs`, in the order of N, seed, arm."""
+    have = {(run.arm, run.shots, run.seed) for run in runs}
+    planned = ((arm.name, n, seed) for n in shots for seed in seeds for arm in arms)
+    return tuple(run for run in planned if run not in have)
 
 
 def save_results(store: Store, results: PilotResults) -> None:
@@ -172,29 +188,47 @@ def save_results(store: Store, results: PilotResults) -> None:
     store.put(RESULTS_FILE, (results.model_dump_json(indent=1) + "\n").encode())
 
 
-_WRITTEN_ANEW = "delete it and run the pilot's command again, which writes it anew"
-
-
 def load_results(store: Store) -> PilotResults:
-    """Return a run's results. Raises UserError where they are absent, broken, or of a newer schema."""
+    """Return a run's results. Raises UserError where they are absent, broken, a sweep's or of a newer schema."""
+    return read_record(
+        store,
+        PilotResults,
+        version=SCHEMA_VERSION,
+        key="data",
+        writer="pilot",
+        anew="delete it and run the pilot's command again, which writes it anew",
+    )
+
+
+def read_record(store: Store, model: type[R], *, version: int, key: str, writer: str, anew: str) -> R:
+    """Return what `results.json` holds, as `model`; by its field `key` it is known as what a `writer` wrote.
+
+    Raises UserError where the file is absent, broken, of another writer or of a schema newer than `version`; `anew`
+    says how a broken one is replaced.
+    """
     path = store.path(RESULTS_FILE)
     try:
         text = store.read(RESULTS_FILE)
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise UserError(f"{path} does not exist; name the folder of a pilot run (its --out)") from error
+        raise UserError(f"{path} does not exist; name the folder of a {writer} run (its --out)") from error
     try:
         tree = json.loads(text)
     except ValueError as error:
-        raise UserError(f"{path} is not valid JSON ({error}); {_WRITTEN_ANEW}") from error
-    version = tree.get("schema_version") if isinstance(tree, dict) else None
-    if isinstance(version, int) and version > SCHEMA_VERSION:
-        raise UserError(
-            f"{path} was written by a newer hydramix_dist (schema {version}, this one reads {SCHEMA_VERSION}); "
-            "install the newer version to read it"
-        )
+        raise UserError(f"{path} is not valid JSON ({error}); {anew}") from error
+    if isinstance(tree, dict):
+        found = tree.get("schema_version")
+        if isinstance(found, int) and key not in tree:
+            raise UserError(
+                f"{path} has no '{key}': no {writer} wrote it; name the folder of a {writer} run (its --out)"
+            )
+        if isinstance(found, int) and found > version:
+            raise UserError(
+                f"{path} was written by a newer hydramix_dist (schema {found}, this one reads {version}); "
+                "install the newer version to read it"
+            )
     try:
-        return PilotResults.model_validate(tree)
+        return model.model_validate(tree)
     except ValidationError as error:
         first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"]) or "the file"
-        raise UserError(f"{path} is damaged: {key}: {first['msg']}; {_WRITTEN_ANEW}") from error
+        where = ".".join(str(part) for part in first["loc"]) or "the file"
+        raise UserError(f"{path} is damaged: {where}: {first['msg']}; {anew}") from error

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from scipy import stats
 
-from hydramix_dist.evaluation.results import ArmInfo, ArmSummary, PairResult, RunResult
+from hydramix_dist.evaluation.results import ArmInfo, ArmSummary, Measured, PairResult
 
 LEVEL = 0.95
 MIN_SEEDS = 3  # with two, a t interval has one degree of freedom and says next to nothing
@@ -21,29 +21,34 @@ FEW_SEEDS_NOTE = "few seeds"
 _EQUAL = 1e-9
 
 
-def summarize(arms: Sequence[ArmInfo], runs: Sequence[RunResult]) -> tuple[ArmSummary, ...]:
+def summarize(arms: Sequence[ArmInfo], runs: Sequence[Measured]) -> tuple[ArmSummary, ...]:
     """Return mean, spread and 95 % interval of each arm at each N that has finished runs, in order of N, then arm."""
-    shots_values = sorted({run.shots for run in runs})
-    groups = (
-        [run for run in runs if run.shots == shots and run.arm == arm.name] for shots in shots_values for arm in arms
-    )
-    return tuple(_summary(group) for group in groups if group)
+    groups: dict[tuple[int, str], list[Measured]] = {}
+    for run in runs:
+        groups.setdefault((run.shots, run.arm), []).append(run)
+    cells = ((shots, arm.name) for shots in sorted({run.shots for run in runs}) for arm in arms)
+    return tuple(_summary(groups[cell]) for cell in cells if cell in groups)
 
 
-def compare(arms: Sequence[ArmInfo], runs: Sequence[RunResult]) -> tuple[PairResult, ...]:
+def compare(arms: Sequence[ArmInfo], runs: Sequence[Measured], *, others: bool = True) -> tuple[PairResult, ...]:
     """Return a comparison of each pair of arms at each N over the seeds both have; the family's with Holm's correction.
 
     The family comes first; the pairs outside it (two arms with mixing, two without) are for information and have no
-    corrected p-value. A comparison without a common seed is left out. One without a p-value (fewer than 3 seeds, or
-    differences that are all equal) says why in its note and does not count in the correction.
+    corrected p-value; they are left out where `others` is false. A comparison without a common seed is left out. One
+    without a p-value (fewer than 3 seeds, or differences that are all equal) says why in its note and does not count
+    in the correction.
     """
+    family_names = list(comparisons(arms))
+    other_names = list(_other_pairs(arms)) if others else []
+    accuracy: dict[int, dict[str, dict[int, float]]] = {}
+    for run in runs:
+        accuracy.setdefault(run.shots, {}).setdefault(run.arm, {})[run.seed] = run.accuracy
     results: list[PairResult] = []
-    for shots in sorted({run.shots for run in runs}):
-        accuracy = {(run.arm, run.seed): run.accuracy for run in runs if run.shots == shots}
-        family = [_pair(accuracy, arm, reference, shots) for arm, reference in comparisons(arms)]
-        others = [_pair(accuracy, arm, reference, shots) for arm, reference in _other_pairs(arms)]
+    for shots, by_arm in sorted(accuracy.items()):
+        family = [_pair(by_arm, arm, reference, shots) for arm, reference in family_names]
+        outside = [_pair(by_arm, arm, reference, shots) for arm, reference in other_names]
         results += _corrected([pair for pair in family if pair is not None])
-        results += [pair.model_copy(update={"in_family": False}) for pair in others if pair is not None]
+        results += [pair.model_copy(update={"in_family": False}) for pair in outside if pair is not None]
     return tuple(results)
 
 
@@ -85,7 +90,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return corrected
 
 
-def _summary(runs: Sequence[RunResult]) -> ArmSummary:
+def _summary(runs: Sequence[Measured]) -> ArmSummary:
     values = [run.accuracy for run in runs]
     low, high, _, note = _t_test(values)
     return ArmSummary(
@@ -103,11 +108,12 @@ def _summary(runs: Sequence[RunResult]) -> ArmSummary:
     )
 
 
-def _pair(accuracy: dict[tuple[str, int], float], arm: str, reference: str, shots: int) -> PairResult | None:
-    seeds = sorted({seed for name, seed in accuracy if name == arm and (reference, seed) in accuracy})
+def _pair(by_arm: dict[str, dict[int, float]], arm: str, reference: str, shots: int) -> PairResult | None:
+    """Return the comparison over the seeds that both arms have in `by_arm` (arm -> seed -> accuracy); None: no seed."""
+    seeds = sorted(by_arm.get(arm, {}).keys() & by_arm.get(reference, {}).keys())
     if not seeds:
         return None
-    ours, theirs = ([accuracy[name, seed] for seed in seeds] for name in (arm, reference))
+    ours, theirs = ([by_arm[name][seed] for seed in seeds] for name in (arm, reference))
     differences = [a - b for a, b in zip(ours, theirs, strict=True)]
     low, high, p, note = _t_test(differences)
     return PairResult(

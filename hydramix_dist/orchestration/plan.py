@@ -62,23 +62,54 @@ def make_plan(settings: PilotSettings, dataset: Dataset, out: Store) -> Plan:
             generator = keys[arm.generator] if arm.generator else None
             if generator:
                 needs[key] = generator
-            tasks[key] = ClassifierTask(
-                name=f"{name}, N={subset.shots}, seed {subset.seed}",
-                data=dataset.reference,
-                folder_url=out.path(key),
-                arm=name,
-                shots=subset.shots,
-                rows=subset.train,
-                validation_rows=subset.validation,
-                test_rows=rows,
-                seed=subset.seed,
-                method=arm,
-                settings=settings.classifier_of(name),
-                runtime=settings.runtime,
-                generator_url=out.path(generator) if generator else None,
-                generator_key=generator.rsplit("/", 1)[-1] if generator else None,
+            tasks[key] = classifier_task(
+                settings, name, dataset, subset, rows, out.path(key), out.path(generator) if generator else None
             )
     return Plan(subsets, rows, tasks, needs)
+
+
+def classifier_task(
+    settings: PilotSettings,
+    arm: str,
+    dataset: Dataset,
+    subset: Subset,
+    test_rows: Rows,
+    folder_url: str,
+    generator_url: str | None,
+) -> ClassifierTask:
+    """Return the training of an arm's classifier on a subset; a generator's folder has its key for a name."""
+    return ClassifierTask(
+        name=f"{arm}, N={subset.shots}, seed {subset.seed}",
+        data=dataset.reference,
+        folder_url=folder_url,
+        arm=arm,
+        shots=subset.shots,
+        rows=subset.train,
+        validation_rows=subset.validation,
+        test_rows=test_rows,
+        seed=subset.seed,
+        method=settings.arms[arm],
+        settings=settings.classifier_of(arm),
+        runtime=settings.runtime,
+        generator_url=generator_url,
+        generator_key=generator_url.rsplit("/", 1)[-1] if generator_url else None,
+    )
+
+
+def generator_task(settings: PilotSettings, name: str, dataset: Dataset, subset: Subset, folder: Store) -> GeneratorTask:
+    """Return the training of a generator on a subset, in the folder below `folder` that has its key for a name."""
+    generator = settings.generators[name]
+    ids = [dataset.ids("train")[row] for row in subset.train]
+    identity = generator_identity(dataset.fingerprint, ids, subset.seed, generator)
+    return GeneratorTask(
+        name=f"generator {name}, N={subset.shots}, seed {subset.seed}",
+        data=dataset.reference,
+        folder_url=folder.path(generator_key(identity)),
+        rows=subset.train,
+        seed=subset.seed,
+        settings=generator,
+        runtime=settings.runtime,
+    )
 
 
 def choose_test_rows(labels: npt.NDArray[np.int64], num_classes: int, limit: int | None) -> Rows:
@@ -114,19 +145,9 @@ def _add_generators(
     tasks: dict[str, Task], settings: PilotSettings, dataset: Dataset, subset: Subset, out: Store
 ) -> dict[str, str]:
     """Add the generators that the arms need on a subset; return each one's task key by its settings' name."""
-    ids = [dataset.ids("train")[row] for row in subset.train]
     keys: dict[str, str] = {}
     for name in dict.fromkeys(arm.generator for arm in settings.arms.values() if arm.generator):
-        generator = settings.generators[name]
-        identity = generator_identity(dataset.fingerprint, ids, subset.seed, generator)
-        keys[name] = f"generators/{generator_key(identity)}"
-        tasks[keys[name]] = GeneratorTask(
-            name=f"generator {name}, N={subset.shots}, seed {subset.seed}",
-            data=dataset.reference,
-            folder_url=out.path(keys[name]),
-            rows=subset.train,
-            seed=subset.seed,
-            settings=generator,
-            runtime=settings.runtime,
-        )
+        task = generator_task(settings, name, dataset, subset, out.child("generators"))
+        keys[name] = f"generators/{Store(task.folder_url).name}"
+        tasks[keys[name]] = task
     return keys

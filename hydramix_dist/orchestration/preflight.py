@@ -5,12 +5,14 @@ import re
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from hydramix_dist.config.distributed import DistributedSettings
 from hydramix_dist.config.schema import RuntimeSettings
 from hydramix_dist.data.pool import usable_cores
 from hydramix_dist.errors import UserError
+from hydramix_dist.evaluation.wording import listed
+from hydramix_dist.orchestration.doctor import GIB
 
 REACH_SECONDS = 5.0  # for the cluster's head to take a connection
 TRIAL_SECONDS = 10.0  # for each of two trials: all in all an answer comes within half a minute
@@ -35,23 +37,47 @@ def reserved(distributed: DistributedSettings, runtime: RuntimeSettings, *, gpus
     return {"CPU": distributed.cpus} | ({"GPU": gpus} if gpus else {})
 
 
+def room(resources: Mapping[str, float], nodes: Sequence[Mapping[str, float]]) -> int:
+    """Return how many times the resources fit into the nodes at a time, none of them divided among nodes."""
+    return sum(min(_times(name, node.get(name, 0.0), need) for name, need in resources.items()) for node in nodes)
+
+
+def _times(name: str, amount: float, need: float) -> int:
+    if name == "GPU" and need < 1:  # a share lies on one device
+        return int(amount) * int(1 / need + 1e-9)
+    return int(amount / need + 1e-9)
+
+
 def check_room(
     distributed: DistributedSettings, resources: Mapping[str, float], nodes: list[dict[str, float]], where: str
 ) -> None:
     """Raise UserError where fewer workers fit into the nodes than the training goes on with."""
-    room = sum(int(min(node.get(name, 0.0) / need + 1e-9 for name, need in resources.items())) for node in nodes)
+    fits = room(resources, nodes)
     needed = distributed.min_workers or distributed.workers
-    if room >= needed:
+    if fits >= needed:
         return
-    each = " and ".join(f"{need:g} {name}" for name, need in resources.items())
-    there = ", ".join(
-        " and ".join(f"{node.get(name, 0.0):g} {name}" for name in resources) for node in nodes if node.get("CPU")
-    )
     key = "min_workers" if distributed.min_workers else "workers"
     raise UserError(
-        f"distributed.{key} is {needed} at {each} each, but {where} has room for {room} ({there or 'no CPU'}); lower "
-        f"distributed.{key}" + ("" if "GPU" in resources else ", or distributed.cpus (0.5: two workers share a core)")
+        f"distributed.{key} is {needed} at {shown(resources)} each, but {where} has room for {fits} "
+        f"({there(resources, nodes)}); lower distributed.{key}"
+        + ("" if "GPU" in resources else ", or distributed.cpus (0.5: two workers share a core)")
     )
+
+
+def shown(resources: Mapping[str, float]) -> str:
+    """Return resources as "2 CPU, 1.5 GiB of memory and 0.25 GPU"."""
+    return listed(
+        [
+            f"{amount / GIB:.1f} GiB of memory" if name == "memory" else f"{amount:g} {name}"
+            for name, amount in resources.items()
+        ]
+    )
+
+
+def there(resources: Mapping[str, float], nodes: Sequence[Mapping[str, float]]) -> str:
+    """Return what the nodes that compute have of such resources, node by node."""
+    each = (shown({name: node.get(name, 0.0) for name in resources}) for node in nodes if node.get("CPU"))
+    return ", ".join(each) or "no CPU"
 
 
 def check_this_machine(distributed: DistributedSettings, runtime: RuntimeSettings) -> dict[str, float]:

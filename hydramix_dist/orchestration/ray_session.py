@@ -30,6 +30,16 @@ _COMMON = {
     "RAY_CHDIR_TO_TRIAL_DIR": "0",  # workers stay in their folder, so that relative paths keep their meaning
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # the coming default; the present one comes with a warning
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # a lost worker and the end are seen after at most that, not 2 s
+    # Tune: no output, no loggers and no signal handler of its own, no tuner state saved beside ours but at the end, and no wait
+    # of 10 minutes for a trial that does not end when asked to.
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
+    "TUNE_GLOBAL_CHECKPOINT_S": "1000000000",
+    "TUNE_FORCE_TRIAL_CLEANUP_S": "60",
+    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
     # For room, not for processes: after a lost node Ray first asks for as many workers as before, in vain.
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "15",
 }

@@ -1,7 +1,7 @@
 """The two kinds of training a comparison is made of, as plain values that any process can carry out."""
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, ClassVar
@@ -27,7 +27,7 @@ from hydramix_dist.models.trained import load_generator
 from hydramix_dist.store import Store
 from hydramix_dist.store.journal import Journal
 from hydramix_dist.store.run import digest
-from hydramix_dist.telemetry import JsonlSink, Recorder
+from hydramix_dist.telemetry import JsonlSink, Recorder, Sink
 from hydramix_dist.training.classifier import ClassifierInputs, train_classifier
 from hydramix_dist.training.generator import generator_identity, train_generator
 from hydramix_dist.training.group import Alone, Group, together
@@ -56,19 +56,24 @@ class GeneratorTask:
 
     def identity(self) -> dict[str, Any]:
         """Return what makes this run this one and no other."""
-        dataset = _dataset(self.data)
+        dataset = dataset_of(self.data)
         ids = [dataset.ids("train")[row] for row in self.rows]
         return generator_identity(dataset.fingerprint, ids, self.seed, self.settings)
 
-    def run(self, progress: Progress, should_stop: ShouldStop, group: Group | None = None) -> dict[str, Any]:
-        """Return the training's result; with a group, as one of its processes. Errors as in `train_in_folder`."""
+    def run(
+        self, progress: Progress, should_stop: ShouldStop, group: Group | None = None, sinks: Sequence[Sink] = ()
+    ) -> dict[str, Any]:
+        """Return the training's result; with a group, as one of its processes. Errors as in `train_in_folder`.
+
+        Records go to `sinks` as well as into the folder.
+        """
         group = group or Alone(prepare_device(self.runtime))
         shots = together(group, self._shots)
-        with _context(self.folder_url, "generator", self.runtime, progress, should_stop, group) as context:
+        with _context(self.folder_url, "generator", self.runtime, progress, should_stop, group, sinks) as context:
             return train_generator(shots, self.settings, self.seed, self.identity(), self.data.url, context)
 
     def _shots(self) -> ShotSet:
-        return load_shots(_dataset(self.data), self.rows, self.settings.network.side, self.settings.segments)
+        return load_shots(dataset_of(self.data), self.rows, self.settings.network.side, self.settings.segments)
 
 
 @dataclass(frozen=True)
@@ -83,7 +88,7 @@ class ClassifierTask:
     shots: int
     rows: tuple[int, ...]
     validation_rows: tuple[int, ...]
-    test_rows: tuple[int, ...]
+    test_rows: tuple[int, ...]  # none while settings are searched
     seed: int
     method: ArmSettings
     settings: ClassifierSettings
@@ -96,26 +101,31 @@ class ClassifierTask:
         pixels = self.method.pixels
         return {(self.settings.side, SegmentSettings())} if pixels is not None and needs_segments(pixels) else set()
 
-    def run(self, progress: Progress, should_stop: ShouldStop, group: Group | None = None) -> dict[str, Any]:
-        """Return the training's result; with a group, as one of its processes. Errors as in `train_in_folder`."""
+    def run(
+        self, progress: Progress, should_stop: ShouldStop, group: Group | None = None, sinks: Sequence[Sink] = ()
+    ) -> dict[str, Any]:
+        """Return the training's result; with a group, as one of its processes. Errors as in `train_in_folder`.
+
+        Records go to `sinks` as well as into the folder.
+        """
         own = group or Alone(prepare_device(self.runtime))
         inputs = together(own, lambda: self._inputs(own.device))
-        with _context(self.folder_url, "classifier", self.runtime, progress, should_stop, own) as context:
+        with _context(self.folder_url, "classifier", self.runtime, progress, should_stop, own, sinks) as context:
             return train_classifier(inputs, self.settings, self.seed, self.identity(), self.data.url, context)
 
     def _inputs(self, device: torch.device) -> ClassifierInputs:
         side = self.settings.side
         return ClassifierInputs(
-            shots=load_shots(_dataset(self.data), self.rows, side, None),
+            shots=load_shots(dataset_of(self.data), self.rows, side, None),
             augmentation=self.method.augmentation,
             mixer=self._mixer(device),
-            test=_held_out(self.data, "test", self.test_rows, side),
+            test=_held_out(self.data, "test", self.test_rows, side) if self.test_rows else None,
             validation=_held_out(self.data, "train", self.validation_rows, side) if self.validation_rows else None,
         )
 
     def identity(self) -> dict[str, Any]:
         """Return what makes this run this one and no other."""
-        dataset = _dataset(self.data)
+        dataset = dataset_of(self.data)
         train, test = dataset.ids("train"), dataset.ids("test")
         return {
             "data": dataset.fingerprint,
@@ -145,7 +155,7 @@ class ClassifierTask:
             generator = PixelMixing(side)
         else:
             return None
-        shots = load_shots(_dataset(self.data), self.rows, side, segments if needs_segments(mix) else None)
+        shots = load_shots(dataset_of(self.data), self.rows, side, segments if needs_segments(mix) else None)
         bf16 = self.runtime.precision == "bf16"
         return Mixer(generator, shots.to(device), mix, self.seed, self.method.augmentation, bf16=bf16)
 
@@ -155,7 +165,13 @@ Task = GeneratorTask | ClassifierTask
 
 @contextlib.contextmanager
 def _context(
-    folder_url: str, role: str, runtime: RuntimeSettings, progress: Progress, should_stop: ShouldStop, group: Group
+    folder_url: str,
+    role: str,
+    runtime: RuntimeSettings,
+    progress: Progress,
+    should_stop: ShouldStop,
+    group: Group,
+    sinks: Sequence[Sink],
 ) -> Iterator[Context]:
     """Yield what surrounds a training; of several processes, rank 0 alone records and tells its progress."""
     store = Store(folder_url)
@@ -163,14 +179,15 @@ def _context(
         yield Context(group, store, Recorder([], role=role), runtime, lambda images, total: None, should_stop)
         return
     with Journal(store, "metrics.jsonl") as journal:
-        yield Context(group, store, Recorder([JsonlSink(journal.write)], role=role), runtime, progress, should_stop)
+        yield Context(group, store, Recorder([JsonlSink(journal.write), *sinks], role=role), runtime, progress, should_stop)
 
 
 @lru_cache(maxsize=2)
-def _dataset(data: Reference) -> Dataset:
+def dataset_of(data: Reference) -> Dataset:
+    """Return the data set, opened once in a process."""
     return data.open()
 
 
 @lru_cache(maxsize=4)
 def _held_out(data: Reference, split: str, rows: tuple[int, ...], side: int) -> HeldOut:
-    return load_held_out(_dataset(data), split, rows, side)
+    return load_held_out(dataset_of(data), split, rows, side)

@@ -56,7 +56,7 @@ def render_report(results: PilotResults, sheets: Sequence[Sheet], folder: str) -
     """Return the page as HTML. `folder` is the run's path or URL, named in the last section."""
     colours = plots.arm_colours(results.arms)
     return (
-        _environment()
+        page_environment()
         .get_template("report.html.j2")
         .render(
             r=results,
@@ -86,13 +86,14 @@ def render_report(results: PilotResults, sheets: Sequence[Sheet], folder: str) -
 def compare_runs(results: Sequence[PilotResults]) -> str:
     """Return one HTML page with each run's answer and a joint table of its arms."""
     return (
-        _environment()
+        page_environment()
         .get_template("compare.html.j2")
         .render(runs=[(result, plots.arm_colours(result.arms)) for result in results])
     )
 
 
-def _environment() -> jinja2.Environment:
+def page_environment() -> jinja2.Environment:
+    """Return the templates' environment: names escaped, an unknown variable refused, numbers in words as filters."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("hydramix_dist.report"),
         autoescape=True,  # names of classes and arms come from the user's folders and files

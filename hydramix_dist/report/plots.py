@@ -7,7 +7,7 @@ readers; arms without mixing are also told by hollow points and broken lines.
 import io
 import re
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import matplotlib as mpl
@@ -20,8 +20,8 @@ from hydramix_dist.evaluation.verdict import WORTH_HAVING
 
 _PLAIN = ("#8a8f98", "#2f3640", "#a6761d", "#c4b27a")
 _MIXING = ("#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#332288")
-_INK, _QUIET, _LINE = "#1c2430", "#5b6675", "#d5dae1"
-_WIDTH = 9.25  # inches; the page is about 890 pixels wide
+INK, QUIET, LINE = "#1c2430", "#5b6675", "#d5dae1"
+WIDTH = 9.25  # inches; the page is about 890 pixels wide
 
 
 def arm_colours(arms: Sequence[ArmInfo]) -> dict[str, str]:
@@ -47,16 +47,16 @@ def accuracy_plot(results: PilotResults) -> str:
         for axis, shots in zip(axes, results.shots, strict=False):
             for row in range(len(arms)):
                 _accuracy_row(axis, row, shots, results)
-            axis.set_title(f"N = {shots} images a class", loc="left", fontsize=10, color=_INK)
-            axis.set_xlabel("test accuracy, %", color=_QUIET)
+            axis.set_title(f"N = {shots} images a class", loc="left", fontsize=10, color=INK)
+            axis.set_xlabel("test accuracy, %", color=QUIET)
         for axis in axes[len(results.shots) :]:
             axis.set_visible(False)
         axes[0].set_yticks(range(len(arms)), [arm.name for arm in arms])
         axes[0].set_ylim(len(arms) - 0.4, -0.6)
-        axes[0].set_xlim(*_limits(values))
-        _percent_axis(axes[0].xaxis)
+        axes[0].set_xlim(*limits(values))
+        percent_axis(axes[0].xaxis)
 
-    return _svg(draw, _WIDTH, rows * (0.42 * len(arms) + 0.85), "accuracy")
+    return svg(draw, WIDTH, rows * (0.42 * len(arms) + 0.85), "accuracy")
 
 
 def difference_plot(results: PilotResults, shots: int) -> str:
@@ -69,7 +69,7 @@ def difference_plot(results: PilotResults, shots: int) -> str:
 
     def draw(figure: Figure) -> None:
         axis = figure.subplots()
-        axis.axvline(0, color=_INK, linewidth=1, zorder=1)
+        axis.axvline(0, color=INK, linewidth=1, zorder=1)
         axis.axvspan(0, WORTH_HAVING, color="#eef1f5", zorder=0)
         for row, pair in enumerate(shown):
             colour = colours[pair.arm]
@@ -82,11 +82,11 @@ def difference_plot(results: PilotResults, shots: int) -> str:
         low, high = min(values), max(values)
         axis.set_xlim(low - 0.06 * (high - low), high + 0.06 * (high - low))
         axis.set_xlabel(
-            "difference of test accuracy, points (right of zero: the first-named method is better)", color=_QUIET
+            "difference of test accuracy, points (right of zero: the first-named method is better)", color=QUIET
         )
-        _percent_axis(axis.xaxis)
+        percent_axis(axis.xaxis)
 
-    return _svg(draw, _WIDTH, 0.32 * len(shown) + 0.7, f"difference-{shots}")
+    return svg(draw, WIDTH, 0.32 * len(shown) + 0.7, f"difference-{shots}")
 
 
 def curves_plot(results: PilotResults) -> str:
@@ -101,15 +101,15 @@ def curves_plot(results: PilotResults) -> str:
                 style = "-" if arm.mixing else (0, (5, 2))
                 _curves(left, [run.test_curve for run in runs], colours[arm.name], style, "o")
                 _curves(right, [run.train_loss_curve for run in runs], colours[arm.name], style, "")
-            left.set_title(f"test accuracy, %   (N = {shots})", loc="left", fontsize=10, color=_INK)
-            right.set_title(f"training loss   (N = {shots})", loc="left", fontsize=10, color=_INK)
-            _percent_axis(left.yaxis)
+            left.set_title(f"test accuracy, %   (N = {shots})", loc="left", fontsize=10, color=INK)
+            right.set_title(f"training loss   (N = {shots})", loc="left", fontsize=10, color=INK)
+            percent_axis(left.yaxis)
             for axis in (left, right):
-                axis.set_xlabel("images seen", color=_QUIET)
+                axis.set_xlabel("images seen", color=QUIET)
                 axis.xaxis.set_major_locator(MaxNLocator(5))
                 axis.xaxis.set_major_formatter(FuncFormatter(_short_count))
 
-    return _svg(draw, _WIDTH, 2.7 * len(results.shots), "curves")
+    return svg(draw, WIDTH, 2.7 * len(results.shots), "curves")
 
 
 def confusion_plot(share_LL: Sequence[Sequence[float]], colour: str, name: str) -> str:
@@ -119,11 +119,11 @@ def confusion_plot(share_LL: Sequence[Sequence[float]], colour: str, name: str) 
         axis = figure.subplots()
         shades = mpl.colors.LinearSegmentedColormap.from_list("arm", ["#ffffff", colour])
         axis.imshow(np.asarray(share_LL), cmap=shades, vmin=0, vmax=1, interpolation="nearest")
-        axis.set_xlabel("predicted class number", color=_QUIET)
-        axis.set_ylabel("true class number", color=_QUIET)
+        axis.set_xlabel("predicted class number", color=QUIET)
+        axis.set_ylabel("true class number", color=QUIET)
         axis.grid(visible=False)
 
-    return _svg(draw, 4.2, 4.2, name)
+    return svg(draw, 4.2, 4.2, name)
 
 
 def _accuracy_row(axis: Any, row: int, shots: int, results: PilotResults) -> None:
@@ -158,14 +158,15 @@ def _curves(axis: Any, curves: Sequence[Sequence[tuple[int, float]]], colour: st
         axis.plot(places, mean, color=colour, linewidth=2, linestyle=style, marker=marker, markersize=4)
 
 
-def _limits(values: Sequence[float]) -> tuple[float, float]:
+def limits(values: Sequence[float]) -> tuple[float, float]:
     """Return axis limits around accuracies in [0, 1]; intervals may reach beyond, and are cut there."""
     low, high = max(0.0, min(values, default=0.0)), min(1.0, max(values, default=1.0))
     room = max(0.02, 0.06 * (high - low))
     return low - room, high + room
 
 
-def _percent_axis(axis: Any) -> None:
+def percent_axis(axis: Any) -> None:
+    """Give an axis of shares about six round ticks, written in per cent without the sign."""
     axis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g}".replace("-", "−")))
 
@@ -177,8 +178,26 @@ def _short_count(value: float, _: int) -> str:
     return f"{value:g}"
 
 
-def _svg(draw: Callable[[Figure], None], width: float, height: float, name: str) -> str:
-    """Return as one <svg> element what `draw` puts on a figure of that size (inches of 100 pixels)."""
+def svg(draw: Callable[[Figure], None], width: float, height: float, name: str) -> str:
+    """Return as one <svg> element what `draw` puts on a figure of that size (inches of 100 pixels).
+
+    `name` makes the ids of its elements unique within a page.
+    """
+    # No date and no program's name: the same results give the same bytes.
+    options = {"format": "svg", "transparent": True, "metadata": {"Date": None, "Creator": None}}
+    document = _drawn(draw, width, height, options).decode()
+    # Prolog, document type and metadata belong to a file of its own, not to an element of a page.
+    element = re.sub(r"<metadata>.*?</metadata>", "", document[document.index("<svg") :], flags=re.DOTALL)
+    # Element ids are made unique within the page; matplotlib numbers them anew in each plot.
+    return re.sub(r'( id="|url\(#|href="#)', rf"\g<1>{name}-", element)
+
+
+def png(draw: Callable[[Figure], None], width: float, height: float) -> bytes:
+    """Return as a PNG file on white what `draw` puts on a figure of that size (inches of 200 pixels)."""
+    return _drawn(draw, width, height, {"format": "png", "dpi": 200, "facecolor": "white"})
+
+
+def _drawn(draw: Callable[[Figure], None], width: float, height: float, options: Mapping[str, Any]) -> bytes:
     settings: Any = {
         "svg.fonttype": "none",  # real text: sharp, selectable, in the page's own font
         "svg.hashsalt": "hydramix",  # the same results give the same bytes
@@ -186,27 +205,23 @@ def _svg(draw: Callable[[Figure], None], width: float, height: float, name: str)
         "axes.spines.top": False,
         "axes.spines.right": False,
         "axes.spines.left": False,
-        "axes.edgecolor": _LINE,
+        "axes.edgecolor": LINE,
         "axes.grid": True,
         "axes.axisbelow": True,
         "grid.color": "#e9ecf1",
         "grid.linewidth": 0.8,
-        "xtick.color": _QUIET,
-        "ytick.color": _QUIET,
-        "ytick.labelcolor": _INK,
+        "xtick.color": QUIET,
+        "ytick.color": QUIET,
+        "ytick.labelcolor": INK,
         "xtick.major.size": 0,
         "ytick.major.size": 0,
         "font.size": 9.5,
     }
-    buffer = io.StringIO()
+    buffer = io.BytesIO()
     with mpl.rc_context(settings), warnings.catch_warnings():
-        # The text is drawn by the browser, which has other fonts for names that matplotlib's own cannot show.
+        # SVG's text is drawn by the browser, which has other fonts for names that matplotlib's own cannot show.
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         figure = Figure(figsize=(width, height), layout="constrained")
         draw(figure)
-        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    document = buffer.getvalue()
-    # Prolog, document type and metadata belong to a file of its own, not to an element of a page.
-    element = re.sub(r"<metadata>.*?</metadata>", "", document[document.index("<svg") :], flags=re.DOTALL)
-    # Element ids are made unique within the page; matplotlib numbers them anew in each plot.
-    return re.sub(r'( id="|url\(#|href="#)', rf"\g<1>{name}-", element)
+        figure.savefig(buffer, **options)
+    return buffer.getvalue()

@@ -31,6 +31,10 @@ _FOLDER = "lease"
 _log = logging.getLogger("hydramix")
 
 
+class HeldError(UserError):
+    """Another process holds the run folder."""
+
+
 class Held:
     """A run folder that this process holds for itself, unless another one takes it over."""
 
@@ -94,7 +98,7 @@ def _locked(store: Store, path: Path) -> Iterator[Held]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise UserError(
+            raise HeldError(
                 f"another process is running in {store.url}; wait for it, or choose another folder"
             ) from error
         yield Held(store.url)
@@ -198,9 +202,9 @@ class Lease:
                 raise self._taken(now)
         return True
 
-    def _taken(self, sign: _Sign | None) -> UserError:
+    def _taken(self, sign: _Sign | None) -> HeldError:
         who = "" if sign is None else f" (process {sign.pid} on {sign.host})"
-        return UserError(f"another process is running in {self._store.url}{who}; wait for it, or choose another folder")
+        return HeldError(f"another process is running in {self._store.url}{who}; wait for it, or choose another folder")
 
     # ---- holding
 

@@ -149,7 +149,7 @@ def read_json(store: Store, path: str) -> dict[str, Any] | None:
 
 
 def _warn_of_changed_facts(old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
-    no_matter = dict.fromkeys(("data_url", "source", "preset"))  # the identity has fingerprint and settings
+    no_matter = dict.fromkeys(("data_url", "source", "preset", "shared"))  # the identity has fingerprint and settings
     difference = _first_difference({**old["facts"], **no_matter}, {**new["facts"], **no_matter})
     if difference:
         _log.warning(

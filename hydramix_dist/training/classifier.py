@@ -40,7 +40,7 @@ class ClassifierInputs:
     shots: ShotSet
     augmentation: Augmentation
     mixer: Mixer | None
-    test: HeldOut
+    test: HeldOut | None  # None while settings are searched: then the validation part alone is scored
     validation: HeldOut | None
 
 
@@ -94,18 +94,19 @@ class ClassifierTraining:
         """Return accuracies in [0, 1] on the test images and, where there is one, the validation part."""
         if self._settings.batch_norm == "local":
             self._share_running_statistics()
-        metrics = {"test_accuracy_ratio": self._accuracy(self._inputs.test)}
+        metrics = {}
+        if self._inputs.test is not None:
+            metrics["test_accuracy_ratio"] = self._accuracy(self._inputs.test)
         if self._inputs.validation is not None:
             metrics["validation_accuracy_ratio"] = self._accuracy(self._inputs.validation)
         return metrics
 
-    def test_predictions(self) -> Tensor:
-        """Return the predicted class of each test image, int64 [N] on the CPU."""
-        return self._predict(self._inputs.test).argmax(1)
+    def predictions(self, held_out: HeldOut) -> Tensor:
+        """Return the predicted class of each image, int64 [N] on the CPU."""
+        return self._predict(held_out).argmax(1)
 
     def _accuracy(self, held_out: HeldOut) -> float:
-        predicted_N = self._predict(held_out).argmax(1)
-        return float((predicted_N == held_out.labels_N).double().mean())
+        return float((self.predictions(held_out) == held_out.labels_N).double().mean())
 
     def _predict(self, held_out: HeldOut) -> Tensor:
         return predict_together(self.engines["classifier"].module, held_out, self._group)
@@ -145,16 +146,25 @@ def train_classifier(
 ) -> dict[str, Any]:
     """Train, or go on training, a classifier in `context.store`; return its result.
 
-    Beside the common values: `test_curve` as [images seen, accuracy] pairs and `predictions`, the class of each test
-    image by the weights of the last step. Errors as in `train_in_folder`.
+    Beside the common values, where there are test images: `test_curve` as [images seen, accuracy] pairs and
+    `predictions`, the class of each test image by the weights of the last step; where there is a validation part:
+    `validation_curve`. Errors as in `train_in_folder`.
     """
 
     def build(states: Mapping[str, EngineState]) -> ClassifierTraining:
         return ClassifierTraining(settings, context.runtime, inputs, seed, context.group, states)
 
     def conclude(training: ClassifierTraining, outcome: Outcome) -> dict[str, Any]:
-        curve = [[images, metrics["test_accuracy_ratio"]] for images, metrics in outcome.evaluations]
-        return {"test_curve": curve, "predictions": training.test_predictions().tolist()}
+        def curve(metric: str) -> list[list[float]]:
+            return [[images, metrics[metric]] for images, metrics in outcome.evaluations]
+
+        result: dict[str, Any] = {}
+        if inputs.test is not None:
+            result["test_curve"] = curve("test_accuracy_ratio")
+            result["predictions"] = training.predictions(inputs.test).tolist()
+        if inputs.validation is not None:
+            result["validation_curve"] = curve("validation_accuracy_ratio")
+        return result
 
     _warn_of_statistics(settings, context)
     return train_in_folder("classifier", identity, data_url, context, build, conclude)

@@ -93,9 +93,13 @@ class Context:
 
 @dataclass(frozen=True)
 class Outcome:
-    """A finished training: seconds over all attempts, and each evaluation as (images seen, metrics)."""
+    """A finished training: seconds over all attempts, by the clock and of this process's CPUs, and each evaluation.
+
+    Evaluations are (images seen, metrics).
+    """
 
     seconds: float
+    cpu_seconds: float
     evaluations: tuple[tuple[int, Mapping[str, float]], ...]
 
 
@@ -108,11 +112,12 @@ def run(training: Training, context: Context, resumed: Checkpoint | None) -> Out
     first = 0 if resumed is None else resumed.images // length.batch
     evaluations = [] if resumed is None else [(int(i), dict(m)) for i, m in resumed.counters["evaluations"]]
     spent = 0.0 if resumed is None else float(resumed.counters["seconds"])
+    cpu_spent = 0.0 if resumed is None else float(resumed.counters.get("cpu_seconds", spent))
     if resumed is not None and resumed.fallbacks:
         context.recorder.record(resumed.images, {"checkpoint_fallbacks_total": resumed.fallbacks})
     saves = {round(length.steps * (i + 1) / context.runtime.checkpoints) for i in range(context.runtime.checkpoints)}
     meter = _Meter(context.recorder, first * length.batch)
-    started, stopping = time.monotonic(), False
+    started, cpu_started, stopping = time.monotonic(), time.process_time(), False
     context.progress(first * length.batch, length.steps * length.batch)
 
     with _saving(context) as save:
@@ -132,13 +137,18 @@ def run(training: Training, context: Context, resumed: Checkpoint | None) -> Out
                 if metrics:
                     evaluations.append((images, dict(metrics)))
                     context.recorder.record(images, metrics)
-                counters = {"seconds": spent + time.monotonic() - started, "evaluations": list(evaluations)}
+                counters = {
+                    "seconds": spent + time.monotonic() - started,
+                    "cpu_seconds": cpu_spent + time.process_time() - cpu_started,
+                    "evaluations": list(evaluations),
+                }
                 save(training, images, counters, metrics.get("validation_accuracy_ratio"))
             if stopping:
                 break
     if stopping:
         raise Interrupted(f"stopped after {images} images; the same command goes on from there")
-    return Outcome(spent + time.monotonic() - started, tuple(evaluations))
+    seconds, cpu_seconds = time.monotonic() - started, time.process_time() - cpu_started
+    return Outcome(spent + seconds, cpu_spent + cpu_seconds, tuple(evaluations))
 
 
 def _step(training: Training, context: Context, step: int) -> dict[str, Tensor | float]:

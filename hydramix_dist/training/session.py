@@ -19,7 +19,7 @@ def train_in_folder(
     build: Callable[[Mapping[str, EngineState]], Training],
     conclude: Callable[[Any, Outcome], Mapping[str, Any]],
 ) -> dict[str, Any]:
-    """Return the training's `result.json`: `conclude`'s values, seconds, images seen and peak memory.
+    """Return the training's `result.json`: `conclude`'s values, seconds, CPU seconds, images seen and peak memory.
 
     Rank 0 alone writes; all ranks return and raise alike. A finished training returns at once. Raises Interrupted when
     asked to stop, NonFiniteLossError, and UserError where the folder holds another run.
@@ -38,6 +38,7 @@ def train_in_folder(
         outcome = run(training, context, resumed)
         result = {
             "seconds": outcome.seconds,
+            "cpu_seconds": outcome.cpu_seconds,
             "images_seen": training.length.steps * training.length.batch,
             "peak_memory_bytes": environment.peak_memory_bytes(group.device),
             **conclude(training, outcome),

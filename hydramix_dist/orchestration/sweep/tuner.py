@@ -1,0 +1,295 @@
+"""Ray Tune as the hands of a sweep: it finds room, starts processes and tells of their end; the book decides.
+
+Imports Ray at its top: import it late.
+"""
+
+import logging
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import ray
+from ray import tune
+from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
+from ray.tune.search import Searcher
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from hydramix_dist.config.sweep import SearchSettings, SweepSettings
+from hydramix_dist.orchestration.sweep.book import Book
+from hydramix_dist.orchestration.sweep.design import Design, Trial
+from hydramix_dist.orchestration.sweep.probe import Probe, probe
+from hydramix_dist.orchestration.sweep.trial import Office, TrainingTrial
+from hydramix_dist.orchestration.sweep.watch import Watch
+from hydramix_dist.orchestration.sweep.work import News, Order, Work
+from hydramix_dist.store import Store
+from hydramix_dist.training.classifier import classifier_length
+
+_log = logging.getLogger("hydramix")
+
+
+def run_on_tune(
+    book: Book,
+    settings: SweepSettings,
+    work: Work,
+    resources: Mapping[str, float],
+    concurrent: int | None,
+    should_stop: Callable[[], bool],
+    watch: Watch,
+) -> None:
+    """Carry out what the book has to be done, until it is over or `should_stop`; the book hears of all that happens."""
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    office = ray.remote(Office).options(num_cpus=0, scheduling_strategy=here).remote()
+    races = _Races(book, settings.search)
+
+    def order(trial: Trial) -> Order:
+        pauses = trial.kind == "candidate" and races.early
+        return Order(trial.key, trial.kind, trial.task, work, pauses, settings.limits.silent_minutes * 60)
+
+    told = _Told(book, races, watch, resources, office.drop.remote)
+    trainable = tune.with_resources(
+        tune.with_parameters(TrainingTrial, office=office, resources=dict(resources)), dict(resources)
+    )
+    # Of what Tune writes nothing is needed again: what happened is in the book's record.
+    with tempfile.TemporaryDirectory(prefix="hydramix-tune-") as scratch:
+        tuner = tune.Tuner(
+            trainable,
+            tune_config=tune.TuneConfig(
+                search_alg=_Next(book, lambda trial: ray.get(office.post.remote(trial.key, order(trial)))),
+                scheduler=races,
+                num_samples=-1,
+                max_concurrent_trials=concurrent,
+                reuse_actors=True,
+                trial_name_creator=lambda trial: str(trial.trial_id),
+                trial_dirname_creator=lambda trial: str(trial.trial_id),
+            ),
+            run_config=tune.RunConfig(
+                name="sweep",
+                storage_path=str(Path(scratch)),
+                callbacks=[told],
+                stop=_Ends(should_stop, told),
+                verbose=0,
+                failure_config=tune.FailureConfig(max_failures=0),  # the book counts attempts
+                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),  # trainings have their own
+            ),
+        )
+        try:
+            tuner.fit()
+        finally:
+            told.close()
+            ray.kill(office)
+
+
+def nodes() -> list[Mapping[str, float]]:
+    """Return what each living node of the cluster has."""
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def probed(design: Design) -> Probe:
+    """Return what the sweep's trainings take on a node of the cluster: one with a GPU where they use one."""
+    gpus = float(design.settings.runtime.device != "cpu" and any(node.get("GPU") for node in nodes()))
+    tasks, shared = design.samples(), design.shared.url
+
+    def measure() -> Probe:
+        return probe(tasks, Store(shared), lambda key, done, total: None)
+
+    cpus = design.settings.runtime.threads
+    found: Probe = ray.get(ray.remote(measure).options(num_cpus=cpus, num_gpus=gpus).remote())
+    return found
+
+
+class _Here:
+    """Base of what Tune calls in this process: pickled it is a word for itself.
+
+    Tune pickles all that it is given, for a restore that never comes; a book with its open record cannot be.
+    """
+
+    def __reduce__(self) -> tuple[Callable[[], None], tuple[()]]:
+        return type(None), ()
+
+
+class _Next(_Here, Searcher):  # type: ignore[misc]
+    """Tune's question for the next trial, answered by the book."""
+
+    def __init__(self, book: Book, post: Callable[[Trial], None]) -> None:
+        super().__init__()
+        self._book, self._post = book, post
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+        """Return the next training's key; None where there is none for now, FINISHED for good."""
+        trial = self._book.next()
+        if trial is None:
+            return str(Searcher.FINISHED) if self._book.over else None
+        self._post(trial)
+        return {"key": trial.key}
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        """Do nothing: the book hears of it from the callback."""
+
+    def save(self, checkpoint_path: str) -> None:
+        """Do nothing: the book's record is what is gone on from."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Do nothing."""
+
+
+class _Told(_Here, tune.Callback):  # type: ignore[misc]
+    """Tells the book what Tune sees."""
+
+    def __init__(
+        self,
+        book: Book,
+        races: "_Races",
+        watch: Watch,
+        resources: Mapping[str, float],
+        drop: Callable[[str], object],
+    ) -> None:
+        self._book, self._races, self.watch, self._drop = book, races, watch, drop
+        self._gpus = resources.get("GPU", 0.0)
+        self._begun: dict[str, float] = {}
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Note the beginning."""
+        key = trial.config["key"]
+        self._begun[key] = time.monotonic()
+        self.watch.running[key] = (0, 0)
+        self._book.begun(key)
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
+        """Take the news of a training."""
+        key, news = trial.config["key"], News(**result["news"])
+        self.watch.running[key] = (news.images, news.total)
+        for images, accuracy in news.validated:
+            self._book.validated(key, images, accuracy)
+        if news.outcome == "running":
+            if key in self._races.stopped:
+                self._book.early(key, *self._races.stopped[key])
+                self._forget(key)
+            return
+        seconds = self._forget(key)
+        if news.outcome == "done":
+            self._book.done(key, news.summary | {"gpu_seconds": seconds * self._gpus})
+        elif news.outcome == "failed":
+            self._fail(key, news.error or "no reason given")
+        elif news.outcome == "busy":
+            self._book.busy(key)
+        else:
+            self._book.put_back(key)
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Note that a process is gone, or that its training hangs."""
+        key = trial.config["key"]
+        if key in self._begun:
+            self._forget(key)
+            self._fail(key, _reason(trial))
+        elif self._book.entries[key].state == "running":  # its process could not even be started
+            self._fail(key, _reason(trial))
+
+    def close(self) -> None:
+        """Put back what was under way, or waiting for room, when the sweep was stopped."""
+        for key, entry in self._book.entries.items():
+            if entry.state == "running":
+                self._book.put_back(key)
+        self._begun.clear()
+        self.watch.running.clear()
+
+    def _forget(self, key: str) -> float:
+        """Return how many seconds a training took."""
+        self._drop(key)
+        self.watch.running.pop(key, None)
+        return time.monotonic() - self._begun.pop(key, time.monotonic())
+
+    def _fail(self, key: str, reason: str) -> None:
+        self._book.failed(key, reason)
+        entry = self._book.entries[key]
+        what = "failed for good" if entry.state == "failed" else "failed, and is tried again"
+        _log.warning("%s %s: %s", entry.trial.task.name, what, reason)
+
+
+def _reason(trial: Any) -> str:
+    error = trial.get_error()
+    text = str(error).strip().splitlines()
+    if isinstance(error, ray.exceptions.RayActorError):
+        return "its process was killed, or crashed (often: memory ran out), or its node was lost"
+    if isinstance(error, ray.exceptions.RayTaskError):
+        return str(error.cause)
+    return f"{type(error).__name__}: {text[0]}" if text else "its process ended without a word"
+
+
+class _Races(_Here, FIFOScheduler):  # type: ignore[misc]
+    """Begins trials in the order they come; with `asha`, stops candidates that fall behind in their group."""
+
+    def __init__(self, book: Book, search: SearchSettings | None) -> None:
+        super().__init__()
+        self._book, self._search = book, search
+        self.early = search is not None and search.method == "asha"
+        self.stopped: dict[str, tuple[int, float]] = {}
+        self._races: dict[str, AsyncHyperBandScheduler] = {}
+        self._known: set[str] = set()
+        if self.early:
+            for key, images, accuracy in book.validated_before:
+                self._judge(key, images, accuracy)
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        """Return STOP for a candidate that is among the worse of its group at this length."""
+        decision = str(TrialScheduler.CONTINUE)
+        key = trial.config["key"]
+        for images, accuracy in result["news/validated"] if self.early else ():
+            if self._judge(key, images, accuracy) == TrialScheduler.STOP:
+                self.stopped[key] = (images, accuracy)
+                decision = str(TrialScheduler.STOP)
+        return decision
+
+    def _judge(self, key: str, images: int, accuracy: float) -> str:
+        entry = self._book.entries[key].trial
+        task = entry.task
+        if entry.group is None or self._search is None or task.kind != "classifier":
+            return str(TrialScheduler.CONTINUE)
+        length = classifier_length(task.settings)
+        total = length.steps * length.batch
+        if images >= total:
+            return str(TrialScheduler.CONTINUE)
+        if entry.group not in self._races:
+            self._races[entry.group] = AsyncHyperBandScheduler(
+                time_attr="images",
+                metric="accuracy",
+                mode="max",
+                max_t=total,
+                grace_period=max(1, round(self._search.grace * total)),
+                reduction_factor=self._search.reduction,
+            )
+        race, candidate = self._races[entry.group], SimpleNamespace(trial_id=key)
+        if key not in self._known:
+            self._known.add(key)
+            race.on_trial_add(None, candidate)
+        return str(race.on_trial_result(None, candidate, {"images": images, "accuracy": accuracy}))
+
+
+class _Ends(_Here, tune.Stopper):  # type: ignore[misc]
+    """Stops everything on request; asked a few times a second, it also has the sweep shown."""
+
+    def __init__(self, should_stop: Callable[[], bool], told: _Told) -> None:
+        self._should_stop, self._told = should_stop, told
+        self._looked = 0.0
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        """Return False: no trial is stopped by itself."""
+        return False
+
+    def stop_all(self) -> bool:
+        """Return whether to stop."""
+        now = time.monotonic()
+        if now - self._looked > 0.5:
+            self._looked = now
+            there, free = ray.cluster_resources(), ray.available_resources()
+            self._told.watch.reserved = ", ".join(
+                f"{there[name] - free.get(name, 0.0):.3g} of {there[name]:g} {name}s"
+                for name in ("CPU", "GPU")
+                if there.get(name)
+            )
+            self._told.watch.look(self._told.watch)
+        return self._should_stop()
