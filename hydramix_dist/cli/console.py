@@ -4,6 +4,7 @@ import sys
 import time
 from collections.abc import Mapping
 from types import TracebackType
+from typing import Self
 
 from rich.console import Console
 from rich.progress import (
@@ -49,9 +50,9 @@ class LiveDisplay:
         self._share: dict[str, float] = {}
         self._ended = 0
         self._whole: TaskID | None = None
-        self._clock = Clock()
+        self._clock = _Clock()
 
-    def __enter__(self) -> "LiveDisplay":
+    def __enter__(self) -> Self:
         self._bars.start()
         return self
 
@@ -72,7 +73,7 @@ class LiveDisplay:
         self._names = dict(names)
         self._share = dict.fromkeys(names, 0.0)
         self._ended = 0
-        self._clock = Clock()
+        self._clock = _Clock()
         self._whole = self._bars.add_task(f"all {len(names)} trainings", total=1.0)
         if not self._console.is_terminal:  # where no bars move, the first training's end is the next sign of life
             self.say(f"{len(names)} trainings to do")
@@ -156,7 +157,7 @@ class _LeftColumn(TimeRemainingColumn):
         return super().render(task) if seconds is None else Text(spoken(seconds), style="progress.remaining")
 
 
-class Clock:
+class _Clock:
     """Time left of all trainings, from how long those of the same kind (the key's folder) took so far."""
 
     def __init__(self) -> None:

@@ -1,11 +1,13 @@
 """The commands `hydramix sweep` and `hydramix sweep status|resume|results`."""
 
 import json
+import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from hydramix_dist.cli.console import error_console, print_json, spoken
 from hydramix_dist.cli.options import settings_file
@@ -14,10 +16,11 @@ from hydramix_dist.config.axes import expanded
 from hydramix_dist.config.load import build, override, read_yaml
 from hydramix_dist.config.sweep import SweepSettings
 from hydramix_dist.errors import UserError
+from hydramix_dist.evaluation.sweep_results import DataPart, SweepResults, TrialLine
 from hydramix_dist.orchestration.sweep.run import Sweep, run_sweep
 from hydramix_dist.orchestration.sweep.standing import Standing, read_settings, read_standing, results_of
 from hydramix_dist.report.sweep_page import write_sweep_page
-from hydramix_dist.report.tables import markdown
+from hydramix_dist.report.tables import cells, marks
 from hydramix_dist.store import Store
 from hydramix_dist.store.run import digest, read_run
 
@@ -50,9 +53,7 @@ def run_command(
     return _run(sweep, json_, only_failed=False)
 
 
-def resume_command(
-    name: str, assignments: list[str], address: str | None, only_failed: bool, json_: bool
-) -> int:
+def resume_command(name: str, assignments: list[str], address: str | None, only_failed: bool, json_: bool) -> int:
     """Go on with a sweep, with the settings it has; limits and the like may be changed."""
     store = find_sweep(name)
     settings, whole = read_settings(store, assignments)
@@ -72,12 +73,12 @@ def status_command(name: str, json_: bool) -> int:
     console = Console()
     _line(console, f"{standing.store.url}: {standing.state}")
     _line(console, _counted(standing))
+    if standing.generators_to_begin:
+        _line(console, f"and {standing.generators_to_begin} generators that are still to begin")
     if standing.candidates_to_ask:
         _line(console, f"and {standing.candidates_to_ask} trainings of settings that are still to be drawn")
     recent = [line.changed for line in standing.lines.values() if line.changed]
     if recent:
-        import time
-
         _line(console, f"last word {spoken(max(0.0, time.time() - max(recent)))} ago")
     console.print(best_table([(line.facts, line.state, line.result) for line in standing.lines.values()]))
     _show_failed(console, standing)
@@ -130,14 +131,14 @@ def _run(sweep: Sweep, json_: bool, *, only_failed: bool) -> int:
     return 1 if {"failed", "left"} & set(standing.counts) else 0
 
 
-def _show(standing: Standing, results: Any) -> None:
+def _show(standing: Standing, results: SweepResults) -> None:
     console = Console()
     for part in results.parts:
         console.print()
         for sentence in part.verdict.sentences:
-            _line(console, sentence)
-    console.print()
-    _line(console, markdown(results).strip())
+            _line(console, f"{part.name}: {sentence}" if len(results.parts) > 1 else sentence)
+        console.print()
+        _show_table(console, part, results.trials)
     console.print()
     _line(console, _counted(standing))
     _show_failed(console, standing)
@@ -152,6 +153,21 @@ def _show(standing: Standing, results: Any) -> None:
         _line(console, f"again     hydramix sweep resume {standing.store.url} --only-failed")
     else:
         _line(console, f"use it    hydramix sweep results {standing.store.url} --select FOLDER")
+
+
+def _show_table(console: Console, part: DataPart, trials: Sequence[TrialLine]) -> None:
+    found = cells(part, trials)
+    letters = marks(found)
+    table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0))
+    table.add_column("accuracy, %")
+    for shots in part.shots:
+        table.add_column(f"N={shots}", justify="right")
+    for arm in part.arms:
+        row = [found[arm.name, shots] for shots in part.shots]
+        table.add_row(Text(arm.name), *(Text(" ".join([cell.text, *(letters[n] for n in cell.notes)])) for cell in row))
+    console.print(table)
+    for note, mark in letters.items():
+        _line(console, f"{mark}: {note}")
 
 
 def _counted(standing: Standing) -> str:

@@ -10,8 +10,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from hydramix_dist.cli.console import Clock, LiveDisplay, spoken
-from hydramix_dist.errors import Interrupted
+from hydramix_dist.cli.console import LiveDisplay, spoken
 from hydramix_dist.orchestration.sweep.book import Book
 from hydramix_dist.orchestration.sweep.watch import Watch
 
@@ -28,16 +27,12 @@ class SweepLive(LiveDisplay):
         self._live: Live | None = None
         self._looked = 0.0
         self._began = time.monotonic()
-        self._clock = Clock()
         self._settled = -1
-        self._seen: set[str] = set()
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         if self._live is not None:
             self._live.stop()
         super().__exit__(kind, error, at)
-        if kind is Interrupted:
-            return
 
     def look(self, book: Book, watch: Watch) -> None:
         """Show where the sweep stands, now and then."""
@@ -61,17 +56,7 @@ class SweepLive(LiveDisplay):
         if self._settled < 0:
             self._settled = settled
         hours = (time.monotonic() - self._began) / 3600
-        share = {}
-        for key, entry in book.entries.items():
-            images, total = watch.running.get(key, (0, 0))
-            over = entry.state in ("done", "early", "failed")
-            share[key] = 1.0 if over else images / total if total else 0.0
-            if key in watch.running:
-                self._clock.began(key)
-            elif over and key not in self._seen:
-                self._seen.add(key)
-                self._clock.ended(key)
-        left = self._clock.left(share)
+        left = _seconds_left(book, watch)
         parts = [f"{settled} of {book.total} trainings", f"{counts['running']} running"]
         parts += [f"{counts['early']} stopped early"] if counts["early"] else []
         parts += [f"{counts['failed']} failed"] if counts["failed"] else []
@@ -90,6 +75,25 @@ class SweepLive(LiveDisplay):
             running.add_row("", f"and {len(watch.running) - _SHOWN} more")
         rows = ((entry.trial.facts, entry.state, entry.result) for entry in book.entries.values())
         return Group(Text(summary), best_table(rows), running)
+
+
+def _seconds_left(book: Book, watch: Watch) -> float | None:
+    """Return the seconds left by what finished trainings of each kind took, with as many at a time as run now."""
+    took: dict[str, list[float]] = {}
+    for entry in book.entries.values():
+        if entry.state == "done":
+            took.setdefault(entry.trial.kind, []).append(entry.result["wall_seconds"])
+    if not took or not watch.running:
+        return None
+    means = {kind: sum(values) / len(values) for kind, values in took.items()}
+    overall = sum(map(sum, took.values())) / sum(map(len, took.values()))
+    known = len(book.entries)
+    work = (book.total - known) * overall
+    for key, entry in book.entries.items():
+        if entry.state in ("pending", "running"):
+            images, total = watch.running.get(key, (0, 0))
+            work += means.get(entry.trial.kind, overall) * (1 - images / total if total else 1.0)
+    return work / len(watch.running)
 
 
 def best_table(trials: Iterable[tuple[Mapping[str, Any], str, Mapping[str, Any]]]) -> Table:

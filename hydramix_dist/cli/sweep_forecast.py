@@ -2,10 +2,10 @@
 
 import json
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import asdict
 
 from rich.console import Console
-from rich.table import Table
 
 from hydramix_dist.cli.console import LiveDisplay, error_console, print_json
 from hydramix_dist.orchestration.sweep.forecast import lines
@@ -24,23 +24,34 @@ def show_forecast(sweep: Sweep, json_: bool) -> int:
         print_json(json.dumps({"run": sweep.out.url, "trials": trials, "forecast": asdict(outlook.forecast)}))
         return 0
     console = Console()
-    console.print(_trials(outlook))
-    if len(outlook.trials) > _LISTED:
-        console.print(f"and {len(outlook.trials) - _LISTED} more; --json lists all", highlight=False)
-    console.print()
-    for line in lines(outlook.forecast):
+    more = len(outlook.trials) - _LISTED
+    for line in [
+        *_listed(outlook),
+        *([f"and {more} more; --json lists all"] if more > 0 else []),
+        "",
+        *lines(outlook.forecast),
+    ]:
         console.print(line, highlight=False, markup=False, soft_wrap=True)
     return 0
 
 
-def _trials(outlook: Outlook) -> Table:
-    """Return a table of the trainings in their order; of a generator: how many trainings use it."""
+def _listed(outlook: Outlook) -> Iterator[str]:
+    """Yield a line for each training in their order, and of a generator how many trainings use it."""
     users = Counter(trial.needs for trial in outlook.trials)
-    table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0))
-    for heading in ("training", "data", "kind", "needs"):
-        table.add_column(heading)
-    for trial in outlook.trials[:_LISTED]:
-        need = trial.needs or (f"(used by {users[trial.key]})" if trial.kind == "generator" else "")
-        name = trial.task.name if trial.index is None else f"{trial.task.name}, candidate {trial.index}"
-        table.add_row(name, trial.data, trial.kind, need)
-    return table
+    several = len({trial.data for trial in outlook.trials}) > 1
+    names = [
+        (f"{trial.data}: " if several else "")
+        + trial.task.name
+        + ("" if trial.index is None else f", candidate {trial.index}")
+        for trial in outlook.trials[:_LISTED]
+    ]
+    width = max(map(len, names))
+    for name, trial in zip(names, outlook.trials, strict=False):
+        if trial.kind == "generator":
+            yield f"{name:<{width}}  {_short(trial.key)}, used by {users[trial.key]}"
+        else:
+            yield f"{name:<{width}}  needs {_short(trial.needs)}" if trial.needs else name
+
+
+def _short(key: str) -> str:
+    return key.removeprefix("generators/")[:8]

@@ -108,7 +108,7 @@ def check_key(key: str, where: str) -> None:
     alike = [name for name in known if name.endswith(f".{key}")] or [
         name for name in known if name.rsplit(".", 1)[-1] == leaf
     ]
-    first = key.split(".")[0]
+    first = key.split(".", maxsplit=1)[0]
     alike.sort(key=lambda name: (not name.startswith(f"{first}."), name))
     hint = f" (did you mean '{alike[0]}'?)" if alike else nearest(key, known)
     raise UserError(

@@ -79,7 +79,8 @@ class SearchSettings(Settings):
         Field(ge=LEAST_VALIDATED, description="N that settings are chosen at, for every N; null: at each N by itself"),
     ] = None
     validation: Annotated[
-        float, Field(gt=0, lt=1, description="share of the N-shot subset held out to choose by; the test set has no say")
+        float,
+        Field(gt=0, lt=1, description="share of the N-shot subset held out to choose by; the test set has no say"),
     ] = 0.2
     seed: Annotated[Seed, Field(description="draws the settings to try")] = 0
     reduction: Annotated[

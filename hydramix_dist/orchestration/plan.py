@@ -96,7 +96,9 @@ def classifier_task(
     )
 
 
-def generator_task(settings: PilotSettings, name: str, dataset: Dataset, subset: Subset, folder: Store) -> GeneratorTask:
+def generator_task(
+    settings: PilotSettings, name: str, dataset: Dataset, subset: Subset, folder: Store
+) -> GeneratorTask:
     """Return the training of a generator on a subset, in the folder below `folder` that has its key for a name."""
     generator = settings.generators[name]
     ids = [dataset.ids("train")[row] for row in subset.train]

@@ -30,8 +30,8 @@ _COMMON = {
     "RAY_CHDIR_TO_TRIAL_DIR": "0",  # workers stay in their folder, so that relative paths keep their meaning
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # the coming default; the present one comes with a warning
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # a lost worker and the end are seen after at most that, not 2 s
-    # Tune: no output, no loggers and no signal handler of its own, no tuner state saved beside ours but at the end, and no wait
-    # of 10 minutes for a trial that does not end when asked to.
+    # Tune: no output, loggers and signal handler of its own, its state saved at the end alone (ours is beside it), and
+    # no wait of 10 minutes for a trial that does not end when asked to.
     "RAY_AIR_NEW_OUTPUT": "0",
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",

@@ -179,7 +179,9 @@ def _context(
         yield Context(group, store, Recorder([], role=role), runtime, lambda images, total: None, should_stop)
         return
     with Journal(store, "metrics.jsonl") as journal:
-        yield Context(group, store, Recorder([JsonlSink(journal.write), *sinks], role=role), runtime, progress, should_stop)
+        yield Context(
+            group, store, Recorder([JsonlSink(journal.write), *sinks], role=role), runtime, progress, should_stop
+        )
 
 
 @lru_cache(maxsize=2)

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from hydramix_dist.config.load import build, configs_root, dump, override, read_yaml
-from hydramix_dist.config.reference import settings_reference, settings_sections, training_sections
+from hydramix_dist.config.reference import settings_reference, settings_sections, sweep_sections, training_sections
 from hydramix_dist.config.schema import GeneratorNetworkSettings, GeneratorSettings, PilotSettings
+from hydramix_dist.config.sweep import AxisSettings, LimitSettings, SearchSettings, SpaceSettings, SweepSettings
 from hydramix_dist.errors import UserError, nearest
 
 ROOT = Path(__file__).parents[2]
@@ -47,8 +48,24 @@ def test_the_settings_page_is_the_schema_s() -> None:
 
 
 def test_every_key_says_what_it_means() -> None:
-    sections = [*settings_sections(), *training_sections()]
+    sections = [*settings_sections(), *sweep_sections(), *training_sections()]
     assert [key.path for section in sections for key in section.keys if not key.meaning] == []
+
+
+def test_the_page_has_every_key_of_a_sweep() -> None:
+    """Counted from the other side: the fields of the models, those of a pilot aside."""
+    sections = {section.path: {key.path for key in section.keys} for section in sweep_sections()}
+    models = {
+        "axes.<name>": AxisSettings,
+        "limits": LimitSettings,
+        "search": SearchSettings,
+        "search.space.<name>": SpaceSettings,
+    }
+    assert sections.keys() == {"", *models}
+    inner = {"search": {"space"}}  # a section of its own
+    for path, model in models.items():
+        assert sections[path] == {f"{path}.{name}" for name in model.model_fields.keys() - inner.get(path, set())}
+    assert sections[""] == SweepSettings.model_fields.keys() - PilotSettings.model_fields.keys() - {"axes", "limits"}
 
 
 def test_the_frozen_list_holds_every_leaf_of_the_resolved_settings() -> None:

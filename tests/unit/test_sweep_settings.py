@@ -88,8 +88,8 @@ def test_whole_numbers_are_times_too() -> None:
             "axes.classifier.batch.arms: there is no arm 'baselin'; there are baseline, hydramix",
         ),
         (
-            {"axes": {"classifier.batch": {"value": [4]}}},
-            "unknown key 'axes.classifier.batch.value' (did you mean 'values'?); allowed here: arms, values",
+            {"axes": {"classifier.batch": {"values": [4], "arm": ["baseline"]}}},
+            "unknown key 'axes.classifier.batch.arm' (did you mean 'arms'?); allowed here: arms, values",
         ),
         ({"priorities": {"hydra": 1}}, "priorities.hydra: there is no arm 'hydra'; there are baseline, hydramix"),
         ({"priorities": {"hydramix": 0.5}}, "'priorities.hydramix': input should be a valid integer"),
@@ -178,7 +178,7 @@ def test_too_few_images_to_choose_settings_by() -> None:
 
 
 def test_twice_the_same_subset_to_search_on() -> None:
-    assert "search.seeds lists a value twice: 0, 0" in refusal(search={"space": LR, "seeds": [0, 0]}).replace("'", "")
+    assert refusal(search={"space": LR, "seeds": [0, 0]}) == "s.yaml: 'search': seeds lists a value twice: 0, 0"
 
 
 # ---- the ready ones
@@ -188,10 +188,8 @@ def test_twice_the_same_subset_to_search_on() -> None:
 def test_ready_sweeps_can_be_run(path: Path) -> None:
     ready = build(SweepSettings, read_yaml(path), str(path))
     whole = expanded(ready, str(path))
-    assert set(whole.arms) >= {name for name in ready.arms if not ready.axes} and len(whole.arms) >= len(ready.arms)
+    assert all(any(arm == name or arm.startswith(f"{name}-") for arm in whole.arms) for name in ready.arms)
     assert (whole.shots, whole.seeds, whole.runtime) == (ready.shots, ready.seeds, ready.runtime)
-    first = next(line for line in path.read_text().splitlines() if line.startswith("# hydramix"))
-    assert f"hydramix sweep {path.stem}" in first  # the command that runs it
 
 
 def test_there_are_ready_sweeps() -> None:

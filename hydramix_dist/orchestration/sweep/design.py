@@ -129,9 +129,7 @@ class Design:
         self.groups = {group.name: group for group in groups_of(self.settings, self.whole, list(self.datasets))}
         for name, dataset in self.datasets.items():
             if len(dataset.labels("test")) == 0:
-                raise UserError(
-                    f"data set {name} has no test images; import it again with a hold-out share above 0"
-                )
+                raise UserError(f"data set {name} has no test images; import it again with a hold-out share above 0")
             self._tested[name] = choose_test_rows(
                 dataset.labels("test"), len(dataset.classes), self.settings.test_limit
             )
@@ -198,9 +196,7 @@ class Design:
             url, needs = task.folder_url, f"generators/{Store(task.folder_url).name}"
             trials.append(Trial(needs, "generator", data, None, subset.shots, subset.seed, priority, task))
         classifier = classifier_task(settings, arm, dataset, subset, test_rows, self.out.path(key), url)
-        trials.append(
-            Trial(key, kind, data, arm, subset.shots, subset.seed, priority, classifier, needs, group, index)
-        )
+        trials.append(Trial(key, kind, data, arm, subset.shots, subset.seed, priority, classifier, needs, group, index))
         return trials
 
     def _subset(self, data: str, shots: int, seed: int, validation: float) -> Subset:

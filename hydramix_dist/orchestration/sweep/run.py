@@ -4,7 +4,7 @@ import contextlib
 import json
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
@@ -185,15 +185,12 @@ def _begin(sweep: Sweep) -> RunFolder:
 
 
 def _open_session(ledger: Ledger, sweep: Sweep, design: Design) -> None:
-    tree = json.loads(json.dumps(dump(sweep.settings)))
-    ledger.write({"event": "session", "changeable": {key: tree[key] for key in CHANGEABLE}})
+    ledger.write({"event": "session", "settings": dump(sweep.settings)})
     for name, dataset in design.datasets.items():
         ledger.write({"event": "data", "name": name, "url": dataset.store.url, "fingerprint": dataset.fingerprint})
 
 
-def _carry_out(
-    sweep: Sweep, design: Design, book: Book, stop: Stop, display: SweepDisplay, work: Work | None
-) -> str:
+def _carry_out(sweep: Sweep, design: Design, book: Book, stop: Stop, display: SweepDisplay, work: Work | None) -> str:
     """Run what the book has; return why it ended: "over", "limit" or "stopped"."""
     if book.over:
         return "limit" if book.closed else "over"

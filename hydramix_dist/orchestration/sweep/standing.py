@@ -52,11 +52,22 @@ class Standing:
         return Counter(line.state for line in self.lines.values())
 
     @property
+    def generators_to_begin(self) -> int:
+        """Return how many generators of the table's cells no driver has begun yet; those of candidates are not known."""
+        needed = {
+            (cell.data, self.whole.generators[generator].model_dump_json(), cell.shots, cell.seed)
+            for cell in self.cells
+            if cell.group is None and (generator := self.whole.arms[cell.arm].generator) is not None
+        }
+        known = sum(1 for line in self.lines.values() if line.facts["kind"] == "generator")
+        return max(0, len(needed) - known)
+
+    @property
     def candidates_to_ask(self) -> int:
         """Return how many candidates of the searches are not known yet, each a training for every search seed."""
         if self.settings.search is None:
             return 0
-        known = sum(line.facts["kind"] == "candidate" for line in self.lines.values())
+        known = sum(1 for line in self.lines.values() if line.facts["kind"] == "candidate")
         return len(self.groups) * self.settings.search.trials * len(self.settings.search.seeds) - known
 
 
@@ -68,8 +79,8 @@ def read_settings(store: Store, assignments: Sequence[str] = ()) -> tuple[SweepS
     record = read_run(store)
     if record["kind"] != "sweep":
         raise UserError(f"{store.url} holds a {record['kind']} run, not a sweep")
-    changeable = [event["changeable"] for event in read_events(store) if event["event"] == "session"]
-    tree = override({**record["identity"]["settings"], **(changeable[-1] if changeable else {})}, assignments)
+    sessions = [event["settings"] for event in read_events(store) if event["event"] == "session"]
+    tree = override(sessions[-1] if sessions else record["identity"]["settings"], assignments)
     source = store.path("run.json") + (" with the options given" if assignments else "")
     settings = build(SweepSettings, tree, source)
     return settings, expanded(settings, source)

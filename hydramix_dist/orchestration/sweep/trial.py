@@ -17,6 +17,9 @@ NEWS_SECONDS = 10.0  # a training reports at most once in this time, but for val
 class TrainingTrial(tune.Trainable):  # type: ignore[misc]
     """A Tune trial is one training; the process is used again for the next one."""
 
+    _running: Running
+    _hanging: bool
+
     def setup(self, config: dict[str, Any], office: Any = None, resources: Any = None) -> None:
         """Begin the training that the office has under the trial's key."""
         logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
@@ -65,7 +68,10 @@ class Office:
         self._orders[key] = order
 
     def take(self, key: str) -> Order:
-        """Trial: take it; perhaps once more, where Tune gives a trial to a process that is free before its own is up."""
+        """Trial: take it.
+
+        Perhaps once more: Tune gives a trial to a process that is free, though another is coming up for it.
+        """
         return self._orders[key]
 
     def drop(self, key: str) -> None:

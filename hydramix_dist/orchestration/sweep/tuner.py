@@ -24,6 +24,7 @@ from hydramix_dist.orchestration.sweep.probe import Probe, probe
 from hydramix_dist.orchestration.sweep.trial import Office, TrainingTrial
 from hydramix_dist.orchestration.sweep.watch import Watch
 from hydramix_dist.orchestration.sweep.work import News, Order, Work
+from hydramix_dist.orchestration.tasks import ClassifierTask
 from hydramix_dist.store import Store
 from hydramix_dist.training.classifier import classifier_length
 
@@ -247,7 +248,7 @@ class _Races(_Here, FIFOScheduler):  # type: ignore[misc]
     def _judge(self, key: str, images: int, accuracy: float) -> str:
         entry = self._book.entries[key].trial
         task = entry.task
-        if entry.group is None or self._search is None or task.kind != "classifier":
+        if entry.group is None or self._search is None or not isinstance(task, ClassifierTask):
             return str(TrialScheduler.CONTINUE)
         length = classifier_length(task.settings)
         total = length.steps * length.batch
