@@ -181,12 +181,17 @@ def growth(costs: Mapping[int, Mapping[str, float]], name: str) -> dict[str, flo
     }
 
 
+def shown(value: float) -> str:
+    """Return a number with three digits or, where it is larger, whole."""
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
+
+
 def report(costs: Mapping[int, Mapping[str, float]]) -> None:
     """Print the table, whether the promise is kept, and a JSON line."""
     exponents = {name: growth(costs, name) for name in GROWING}
     rows: list[dict[str, object]] = []
     for name in next(iter(costs.values())):
-        row: dict[str, object] = {"": name, **{f"{size:,}": f"{found[name]:,.4g}" for size, found in costs.items()}}
+        row: dict[str, object] = {"": name, **{f"{size:,}": shown(found[name]) for size, found in costs.items()}}
         found_here = exponents.get(name, {})
         rows.append(row | {span: f"{found_here[span]:.2f}" if found_here else "" for span in exponents[TUNE]})
     common.show(f"trainings that return at once, {usable_cores()} cores; on the right how each cost grows", rows)

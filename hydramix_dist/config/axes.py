@@ -22,6 +22,7 @@ _SECTIONS: Mapping[str, type[Settings]] = {
     "classifier": ClassifierSettings,
 }
 _OWN_LISTS = {"shots", "seeds", "data", "arms"}
+_OF_SEGMENTS = {"generator.network.side", "classifier.side"}
 _OF_MIXING = {"classifier.mix_share", "classifier.mix_until"}  # without effect where nothing is mixed
 
 
@@ -38,6 +39,18 @@ def expanded(settings: SweepSettings, source: str) -> PilotSettings:
         for key in settings.search.space:
             if key in settings.axes:
                 raise UserError(f"{source}: '{key}' is in axes and in search.space; a setting is varied by one of them")
+    for key, axis in settings.axes.items():
+        for named in axis.arms or ():
+            if not _has(settings, named, key):
+                raise UserError(
+                    f"{source}: axes.{key}.arms names '{named}', which does not have that setting, or for which it is "
+                    "fixed or without effect; leave it out"
+                )
+    for key in settings.search.space if settings.search else ():
+        if key in _OF_SEGMENTS or key.startswith("generator.segments."):
+            raise UserError(
+                f"{source}: search.space '{key}': images are segmented before a sweep begins; vary it in axes"
+            )
     for key in keys:
         if not any(_touches(settings, arm, key) for arm in settings.arms):
             raise UserError(f"{source}: '{key}' is a setting that no arm has; the arms are {', '.join(settings.arms)}")

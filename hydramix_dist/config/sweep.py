@@ -22,7 +22,11 @@ class AxisSettings(Settings):
     @model_validator(mode="before")
     @classmethod
     def _plain_list(cls, value: Any) -> Any:
-        return {"values": value} if isinstance(value, list | tuple) else value
+        tree = {"values": value} if isinstance(value, list | tuple) else value
+        for inner in tree.get("values") or () if isinstance(tree, dict) else ():
+            if isinstance(inner, list | dict):
+                raise ValueError(f"an axis has single values (texts, numbers, true, false, null), not {inner}")
+        return tree
 
     @model_validator(mode="after")
     def _each_once(self) -> "AxisSettings":
@@ -139,8 +143,6 @@ class SweepSettings(PilotSettings):
         for where, arm in named.items():
             if arm not in self.arms:
                 raise ValueError(f"{where}: there is no arm '{arm}'; there are {', '.join(self.arms)}")
-        for key in ("data",):
-            values = getattr(self, key) or ()
-            if len(set(values)) != len(values):
-                raise ValueError(f"{key} lists a value twice: {', '.join(values)}")
+        if self.data is not None and len(set(self.data)) != len(self.data):
+            raise ValueError(f"data lists a value twice: {', '.join(self.data)}")
         return self

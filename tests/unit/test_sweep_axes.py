@@ -207,12 +207,21 @@ def test_known_keys_are_those_of_the_settings() -> None:
 @pytest.mark.parametrize(
     ("axes", "sentence"),
     [
-        ({"augmentation": ["heavy"]}, "s.yaml: arm baseline-augmentation=heavy: 'augmentation': input should be 'basic'"),
+        (
+            {"augmentation": ["heavy"]},
+            "s.yaml: arm baseline-augmentation=heavy: 'augmentation': input should be 'basic'",
+        ),
         ({"generator.mix.count": [0]}, "s.yaml: arm hydramix-count=0: generator: 'mix.count': input should be greater"),
         ({"generator.group": [3]}, "s.yaml: arm hydramix-group=3: generator: batch 8 is not a multiple of group 3"),
         ({LR: [0]}, "s.yaml: arms.baseline-lr=0.classifier.optimizer.lr: Input should be greater than 0 (given: 0)"),
-        ({"classifier.batch": ["4"]}, "s.yaml: arms.baseline-batch=4.classifier.batch: Input should be a valid integer"),
-        ({"classifier.network": ["wrn/10"]}, "s.yaml: arms has the name 'baseline-network=wrn/10'; a name is of letters"),
+        (
+            {"classifier.batch": ["4"]},
+            "s.yaml: arms.baseline-batch=4.classifier.batch: Input should be a valid integer",
+        ),
+        (
+            {"classifier.network": ["wrn/10"]},
+            "s.yaml: arms has the name 'baseline-network=wrn/10'; a name is of letters",
+        ),
     ],
 )
 def test_values_that_are_not_allowed(axes: dict[str, Any], sentence: str) -> None:

@@ -144,7 +144,9 @@ def test_arms_without_a_searched_setting_are_trained_at_once(faces: Dataset) -> 
     book, events = opened(design)
     begun = Driver(book).run()
     assert begun[0] == "classifiers/faces/baseline-n5-seed0"
-    assert list(design.groups) == ["faces/hydramix-n5", "faces/both-n5"] and chosen(events).keys() == design.groups.keys()
+    assert (
+        list(design.groups) == ["faces/hydramix-n5", "faces/both-n5"] and chosen(events).keys() == design.groups.keys()
+    )
 
 
 def test_at_each_shots_by_itself(faces: Dataset) -> None:

@@ -27,7 +27,9 @@ def search_of(method: str = "random", seed: int = 0, **space: Any) -> SearchSett
     return build(SearchSettings, {"method": method, "seed": seed, "space": space or SPACE}, "test")
 
 
-def ask(search: SearchSettings, count: int, keys: Sequence[str] = KEYS, group: str = "faces/a-n5") -> list[dict[str, Any]]:
+def ask(
+    search: SearchSettings, count: int, keys: Sequence[str] = KEYS, group: str = "faces/a-n5"
+) -> list[dict[str, Any]]:
     """Return the first so many suggestions, none of which is ever scored."""
     asked: list[dict[str, Any]] = []
     for _ in range(count):

@@ -124,7 +124,10 @@ def test_spaces(space: dict[str, Any], sentence: str) -> None:
     [
         ({"space": {}}, "'search.space': at least one is needed, none was given"),
         ({}, "'search.space': field required"),
-        ({"method": "grid", "space": LR}, "'search.method': input should be 'random', 'asha' or 'optuna' (given: 'grid')"),
+        (
+            {"method": "grid", "space": LR},
+            "'search.method': input should be 'random', 'asha' or 'optuna' (given: 'grid')",
+        ),
         ({"trials": 0, "space": LR}, "'search.trials': input should be greater than or equal to 1 (given: 0)"),
         ({"seeds": [], "space": LR}, "'search.seeds': at least one is needed, none was given"),
         ({"at": 4, "space": LR}, "'search.at': input should be greater than or equal to 5 (given: 4)"),

@@ -9,14 +9,14 @@ import torch
 from sweep_books import Driver, result_of, tiny_images
 
 from hydramix_dist.config.axes import expanded
-from hydramix_dist.config.load import build, configs_root, read_yaml
+from hydramix_dist.config.load import build, configs_root, dump, read_yaml
 from hydramix_dist.config.sweep import SweepSettings
 from hydramix_dist.data.dataset import Dataset
 from hydramix_dist.errors import UserError
 from hydramix_dist.orchestration.sweep.book import Book
 from hydramix_dist.orchestration.sweep.design import Design
 from hydramix_dist.orchestration.sweep.ledger import Event, Ledger, read_events
-from hydramix_dist.orchestration.sweep.run import CHANGEABLE, identity_of
+from hydramix_dist.orchestration.sweep.run import identity_of
 from hydramix_dist.orchestration.sweep.standing import read_settings, read_standing, results_of
 from hydramix_dist.store import Store
 from hydramix_dist.store.run import RunFolder
@@ -48,8 +48,7 @@ def write(store: Store, *events: Event) -> None:
 
 
 def session(settings: SweepSettings) -> Event:
-    tree = settings.model_dump(mode="json")
-    return {"event": "session", "changeable": {key: tree[key] for key in CHANGEABLE}}
+    return {"event": "session", "settings": dump(settings)}
 
 
 def facts(key: str, kind: str = "classifier", arm: str | None = "baseline", shots: int = 1, seed: int = 0) -> Event:
@@ -161,7 +160,9 @@ def test_what_a_limit_left_is_left_until_the_next_session(tmp_path: Path) -> Non
 def test_a_torn_line_is_passed_over(tmp_path: Path) -> None:
     settings = settings_of()
     store = begin(tmp_path, settings)
-    write(store, session(settings), DATA, {"event": "begun", **facts(BASELINE.format(1, 0))}, done(BASELINE.format(1, 0)))
+    write(
+        store, session(settings), DATA, {"event": "begun", **facts(BASELINE.format(1, 0))}, done(BASELINE.format(1, 0))
+    )
     path = tmp_path / "trials.jsonl"
     path.write_bytes(path.read_bytes()[:-9])
     assert states(store)[BASELINE.format(1, 0)] == "running"
@@ -268,8 +269,8 @@ def test_results_are_of_what_is_finished(tmp_path: Path) -> None:
     assert part.name == "faces" and {arm.name for arm in part.arms} == SMOKE["arms"].keys()
     assert [(run.arm, run.shots, run.seed, run.accuracy, run.generator_seconds) for run in part.runs] == [
         ("baseline", 1, 0, 0.25, 0.0),
-        ("baseline", 5, 0, 0.5, 0.0),
         ("hydramix", 1, 0, 0.75, 8.0),
+        ("baseline", 5, 0, 0.5, 0.0),
     ]
     assert len(part.missing) == 9
     assert (results.generators.needed, results.generators.trained, results.generators.seconds) == (1, 1, 8.0)

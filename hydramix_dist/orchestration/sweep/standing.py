@@ -53,7 +53,7 @@ class Standing:
 
     @property
     def generators_to_begin(self) -> int:
-        """Return how many generators of the table's cells no driver has begun yet; those of candidates are not known."""
+        """Return how many generators of the table's cells are not begun yet; those of candidates are not known."""
         needed = {
             (cell.data, self.whole.generators[generator].model_dump_json(), cell.shots, cell.seed)
             for cell in self.cells
