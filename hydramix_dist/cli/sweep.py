@@ -16,7 +16,7 @@ from hydramix_dist.config.axes import expanded
 from hydramix_dist.config.load import build, override, read_yaml
 from hydramix_dist.config.sweep import SweepSettings
 from hydramix_dist.errors import UserError
-from hydramix_dist.evaluation.sweep_results import DataPart, SweepResults, TrialLine
+from hydramix_dist.evaluation.sweep_results import DataPart, SweepResults, TrialLine, save_sweep_results
 from hydramix_dist.orchestration.sweep.run import Sweep, run_sweep
 from hydramix_dist.orchestration.sweep.standing import Standing, read_settings, read_standing, results_of
 from hydramix_dist.report.sweep_page import write_sweep_page
@@ -90,6 +90,7 @@ def results_command(name: str, select: str | None, arm: str | None, shots: int |
     store = find_sweep(name)
     standing = read_standing(store)
     results = results_of(standing)
+    save_sweep_results(store, results)
     write_sweep_page(store, results)
     if select is not None:
         from hydramix_dist.orchestration.sweep.select import write_selected
@@ -123,6 +124,7 @@ def _run(sweep: Sweep, json_: bool, *, only_failed: bool) -> int:
     with SweepLive(console) as display:
         standing = run_sweep(sweep, display, only_failed=only_failed)
     results = results_of(standing)
+    save_sweep_results(sweep.out, results)
     write_sweep_page(sweep.out, results)
     if json_:
         print_json(json.dumps({"run": sweep.out.url, **results.model_dump(mode="json")}))

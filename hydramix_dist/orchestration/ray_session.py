@@ -20,6 +20,7 @@ from hydramix_dist.config.distributed import DistributedSettings
 from hydramix_dist.config.schema import RuntimeSettings
 from hydramix_dist.config.store import portable
 from hydramix_dist.data.pool import usable_cores
+from hydramix_dist.errors import UserError
 from hydramix_dist.orchestration.preflight import check_room, check_this_machine, reserved
 
 OBJECT_STORE_BYTES = 100 * 2**20  # trainings pass plain values alone; Ray would take 30 % of the memory
@@ -130,12 +131,25 @@ def _started(**how: Any) -> Iterator[None]:
     # Ray tells of each lost worker on standard output, which belongs to results; we say it ourselves.
     ray._private.worker._worker_logs_enabled = False
     try:
-        ray.init(log_to_driver=False, logging_level=logging.ERROR, **how)
+        _init(how)
         signal.signal(signal.SIGTERM, before)  # Ray takes it to exit at once, which would lose a save
         yield
     finally:
         ray.shutdown()
         signal.signal(signal.SIGTERM, before)
+
+
+def _init(how: Mapping[str, Any]) -> None:
+    import ray
+
+    try:
+        ray.init(log_to_driver=False, logging_level=logging.ERROR, **how)
+    except Exception as error:  # Ray has no class for it: on a machine that is much too busy its parts miss each other
+        where = "on this machine" if how["address"] == "local" else f"at {how['address']}"
+        raise UserError(
+            f"Ray could not be started or joined {where} ({str(error).splitlines()[0]}); see whether memory, disk and "
+            "cores are free (hydramix doctor), and run the command again"
+        ) from error
 
 
 def _unset(variables: Mapping[str, str]) -> dict[str, str]:

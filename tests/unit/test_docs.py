@@ -5,9 +5,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 
+from hydramix_dist.config.axes import expanded
 from hydramix_dist.config.load import build, configs_root, read_yaml
 from hydramix_dist.config.schema import PilotSettings
+from hydramix_dist.config.sweep import SweepSettings
+from hydramix_dist.orchestration.sweep.design import cells_of, groups_of
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -79,3 +83,38 @@ def test_the_table_of_presets_is_the_presets() -> None:
 
 def length(images: int, batch: int) -> str:
     return f"{images:,}, {-(-images // batch):,}"
+
+
+def test_the_table_of_ready_sweeps_counts_their_trainings() -> None:
+    page = (ROOT / "docs" / "sweeps.md").read_text(encoding="utf-8")
+    told = dict(re.findall(r"^\| `([\w-]+)` \| .* \| (\d+: [^|]*) \|$", page, flags=re.MULTILINE))
+    files = (configs_root() / "sweep").glob("*.yaml")
+    assert told == {path.stem: trainings(build(SweepSettings, read_yaml(path), path.name)) for path in files}
+
+
+def trainings(settings: SweepSettings) -> str:
+    """Return how many trainings a sweep of one data set has, by kind, each generator of an arm and subset once."""
+    whole = expanded(settings, "a sweep")
+    cells, groups = cells_of(settings, whole, ["data"]), groups_of(settings, whole, ["data"])
+    # A search's generators see less of the subset than those of the comparison.
+    uses = [(cell.arm, cell.shots, cell.seed, "whole") for cell in cells]
+    seeds = settings.search.seeds if settings.search else ()
+    uses += [(group.arm, group.shots, seed, "part") for group in groups for seed in seeds]
+    counts = {
+        "generators": len({(whole.arms[arm].generator, *rest) for arm, *rest in uses if whole.arms[arm].generator}),
+        "candidates": len(groups) * len(seeds) * (settings.search.trials if settings.search else 0),
+        "classifiers": len(cells),
+    }
+    return f"{sum(counts.values())}: " + ", ".join(f"{count} {kind}" for kind, count in counts.items() if count)
+
+
+def test_the_first_sweep_has_the_arms_that_the_page_names() -> None:
+    page = (ROOT / "docs" / "sweeps.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```(?:yaml)?\n(.*?)^```$", page, flags=re.MULTILINE | re.DOTALL)
+    text = next(block for block in blocks if block.startswith("data: photos"))
+    names = next(block for block in blocks if block.startswith("baseline, trivialaugment, "))
+    tree = yaml.safe_load(text)
+    settings = build(SweepSettings, tree | {"data": [tree["data"]]}, "first.yaml")
+    assert list(expanded(settings, "first.yaml").arms) == re.split(r",\s+", names.strip())
+    assert trainings(settings) == "100: 20 generators, 80 classifiers"
+    assert "80 classifiers and 20 generators" in page

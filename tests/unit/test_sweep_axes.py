@@ -98,10 +98,21 @@ def test_an_axis_for_some_arms_only() -> None:
     assert whole.generators["hydramix"].mix.count == 3
 
 
-def test_an_axis_for_an_arm_without_the_setting() -> None:
-    for key in ("generator.mix.count", "generator.batch", "pixels.count"):
-        text = refusal({key: {"values": [2, 3], "arms": ["hydramix", "baseline", "mixup"]}})
-        assert text.startswith(f"s.yaml: axes.{key}.arms: arm '") and f"has no setting '{key}'" in text
+@pytest.mark.parametrize(
+    ("key", "arm"),
+    [
+        ("generator.mix.count", "baseline"),
+        ("generator.batch", "mixup"),
+        ("pixels.count", "hydramix"),
+        ("generator.mix.count", "chimera"),
+        ("classifier.mix_share", "baseline"),
+    ],
+)
+def test_an_axis_for_an_arm_without_the_setting(key: str, arm: str) -> None:
+    assert refusal({key: {"values": [2, 3], "arms": [arm]}}) == (
+        f"s.yaml: axes.{key}.arms names '{arm}', which does not have that setting, or for which it is fixed or without "
+        "effect; leave it out"
+    )
 
 
 def test_words_stand_in_names_as_yaml_writes_them() -> None:
@@ -132,7 +143,7 @@ def test_a_generator_is_shared_where_its_settings_are() -> None:
     whole = expand({"generator.mix.count": [2, 3], "classifier.batch": [4, 8]}, arms=arms)
     assert len(whole.arms) == 8 and list(whole.generators) == ["hydramix-count=2", "hydramix-count=3"]
     for name, arm in whole.arms.items():
-        assert arm.generator in name.replace("trivial", "hydramix")
+        assert str(arm.generator) in name.replace("trivial", "hydramix")
         assert whole.generators[str(arm.generator)].batch == 8  # given, and not the default
         assert whole.classifier_of(name).batch in (4, 8)
 
@@ -247,6 +258,21 @@ def test_a_setting_is_varied_once() -> None:
 def test_searched_values_that_are_not_allowed(key: str, space: dict[str, Any], value: str, arm: str) -> None:
     text = refusal({}, arms=only("baseline", "hydramix"), search={"space": {key: space}})
     assert text.startswith(f"s.yaml: search.space '{key}' = {value} of arm {arm}: ") and "nput should be" in text
+
+
+@pytest.mark.parametrize("key", ["generator.network.side", "classifier.side", "generator.segments.scale"])
+def test_what_images_are_segmented_by_is_not_searched(key: str) -> None:
+    sentence = f"s.yaml: search.space '{key}': images are segmented before a sweep begins; vary it in axes"
+    assert refusal({}, search={"space": {key: {"choice": [32, 64]}}}) == sentence
+    assert len(expand({key: [32, 64]}, arms=only("hydramix")).arms) == 2
+
+
+def test_searched_values_that_are_not_allowed_together() -> None:
+    space = {"generator.group": {"choice": [None, 4]}, "generator.mix.count": {"choice": [2, 5]}}
+    text = refusal({}, arms=only("hydramix"), search={"space": space})
+    assert text.startswith("s.yaml: search.space") and "group 4 is below mix.count 5" in text
+    allowed = {"generator.group": {"choice": [None, 8]}, "generator.mix.count": {"choice": [2, 5]}}
+    assert list(expand({}, arms=only("hydramix"), search={"space": allowed}).arms) == ["hydramix"]
 
 
 def test_touched_are_the_settings_that_an_arm_has() -> None:

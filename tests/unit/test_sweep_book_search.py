@@ -10,16 +10,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny
 from hypothesis import given
 from hypothesis import strategies as st
 from sweep_books import SPACE, Driver, design_of, of_kind, settings_of, states, tiny_images, value_of
 
 from hydramix_dist.data.dataset import Dataset
+from hydramix_dist.data.importer import import_dataset
+from hydramix_dist.errors import UserError
 from hydramix_dist.orchestration.sweep import book as book_module
 from hydramix_dist.orchestration.sweep.book import Book
 from hydramix_dist.orchestration.sweep.design import Design, Trial
 from hydramix_dist.orchestration.sweep.ledger import LEDGER_FILE, Event, Ledger, read_events
 from hydramix_dist.orchestration.sweep.search import suggest
+from hydramix_dist.orchestration.tasks import ClassifierTask
 from hydramix_dist.store import Store
 
 LR = "classifier.optimizer.lr"
@@ -94,7 +98,7 @@ def test_candidates_are_scored_without_test_images(design: Design) -> None:
     assert kinds == {"candidate": 18, "classifier": 6, "generator": 4}
     for entry in book.entries.values():
         task = entry.trial.task
-        if task.kind != "classifier":
+        if not isinstance(task, ClassifierTask):
             continue
         searching = entry.trial.kind == "candidate"
         assert (bool(task.test_rows), bool(task.validation_rows)) == (not searching, searching)
@@ -115,7 +119,7 @@ def test_the_best_mean_over_the_seeds_is_chosen_for_every_shots(design: Design) 
         assert event["values"] == asked[event["group"], event["index"]]
     for shots in (1, 5):
         task = book.entries[f"classifiers/faces/both-n{shots}-seed0"].trial.task
-        assert task.settings.optimizer.lr == asked["faces/both-n5", 2][LR]  # type: ignore[union-attr]
+        assert task.settings.optimizer.lr == asked["faces/both-n5", 2][LR]
 
 
 def test_of_equal_ones_the_first_is_chosen(design: Design) -> None:
@@ -156,6 +160,13 @@ def test_at_each_shots_by_itself(faces: Dataset) -> None:
     assert chosen(events) == {"faces/baseline-n5": (2, 1.0, 3), "faces/baseline-n6": (0, 0.5, 3)}
     rates = {shots: book.entries[f"classifiers/faces/baseline-n{shots}-seed0"].trial.task.settings for shots in (5, 6)}
     assert rates[5] != rates[6]
+
+
+def test_too_few_images_to_choose_by_are_refused_before_anything_begins(tmp_path: Path) -> None:
+    images = tiny.image_folder(tmp_path / "images", {"a": 7, "b": 4}, test=2)
+    import_dataset(images, str(tmp_path / "data"), segments=None, workers=1)
+    with pytest.raises(UserError, match="at least 5 images of each class"):
+        design_of(settings_of(search=search()), few=Dataset.open(str(tmp_path / "data")))
 
 
 # ---- candidates that come to no end
@@ -214,6 +225,13 @@ def test_searches_go_on_side_by_side(design: Design) -> None:
         assert max(counts.values(), default=0) - min(counts[name] for name in design.groups) <= 1
         driver.fill()
         driver.end_one()
+
+
+def test_searches_of_arms_with_a_higher_priority_come_first(faces: Dataset) -> None:
+    book, events = opened(design_of(settings_of(search=search(), priorities={"both": 2, "baseline": -1}), faces=faces))
+    Driver(book).run()
+    asked = [event["group"] for event in of_kind(events, "asked")]
+    assert asked == [f"faces/{arm}-n5" for arm in ("both", "hydramix", "baseline") for _ in range(3)]
 
 
 def test_a_limit_counts_candidates_too(faces: Dataset) -> None:

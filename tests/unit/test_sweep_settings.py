@@ -91,6 +91,10 @@ def test_whole_numbers_are_times_too() -> None:
             {"axes": {"classifier.batch": {"values": [4], "arm": ["baseline"]}}},
             "unknown key 'axes.classifier.batch.arm' (did you mean 'arms'?); allowed here: arms, values",
         ),
+        (
+            {"axes": {"generator.milestones": [[0.5], [0.2, 0.8]]}},
+            "'axes.generator.milestones': an axis has single values (texts, numbers, true, false, null), not [0.5]",
+        ),
         ({"priorities": {"hydra": 1}}, "priorities.hydra: there is no arm 'hydra'; there are baseline, hydramix"),
         ({"priorities": {"hydramix": 0.5}}, "'priorities.hydramix': input should be a valid integer"),
         ({"data": ["faces", "leaves", "faces"]}, "data lists a value twice: faces, leaves, faces"),

@@ -145,16 +145,17 @@ class Book:
         self._happen({"event": "done", "key": key, **result})
         self._settle()
 
-    def early(self, key: str, images: int, value: float) -> None:
+    def early(self, key: str, images: int, value: float, gpu_seconds: float = 0.0) -> None:
         """Note a candidate that was stopped early."""
-        self._happen({"event": "early", "key": key, "images": images, "value": value})
+        self._happen({"event": "early", "key": key, "images": images, "value": value, "gpu_seconds": gpu_seconds})
         self._settle()
 
-    def failed(self, key: str, error: str) -> None:
+    def failed(self, key: str, error: str, gpu_seconds: float = 0.0) -> None:
         """Note a training that failed: it is begun again, or, after the attempts it has, fails for good."""
         entry = self.entries[key]
         final = entry.failures + 1 >= self._limits.attempts
-        self._happen({"event": "failed", "error": error, "final": final, **entry.trial.facts})
+        event = {"event": "failed", "error": error, "final": final, "gpu_seconds": gpu_seconds}
+        self._happen(event | entry.trial.facts)
         self._settle()
 
     def busy(self, key: str) -> None:
@@ -192,11 +193,11 @@ class Book:
             self._apply_training(kind, self.entries[event["key"]], event)
 
     def _apply_training(self, kind: str, entry: Entry, event: Event) -> None:
+        self._gpu_seconds += event.get("gpu_seconds", 0.0)
         if kind == "begun":
             self._set(entry, "running")
         elif kind == "done":
             entry.result = {name: value for name, value in event.items() if name not in ("event", "key", "time")}
-            self._gpu_seconds += event.get("gpu_seconds") or 0.0
             self._set(entry, "done")
             for key in self._dependents.get(entry.trial.key, ()):
                 self._push_if_ready(key)

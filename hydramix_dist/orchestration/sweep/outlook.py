@@ -1,13 +1,18 @@
 """What a sweep is going to take: all its trainings, measured on one of each shape before any of them begins."""
 
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+import torch
+
+from hydramix_dist.data.pool import usable_cores
 from hydramix_dist.orchestration.display import Display
+from hydramix_dist.orchestration.ray_session import ray_session
 from hydramix_dist.orchestration.sweep.design import Design, Trial
 from hydramix_dist.orchestration.sweep.forecast import Forecast, forecast
 from hydramix_dist.orchestration.sweep.ledger import read_events
-from hydramix_dist.orchestration.sweep.probe import probe
+from hydramix_dist.orchestration.sweep.probe import Probe, probe
 from hydramix_dist.orchestration.sweep.room import at_a_time, reserve
 from hydramix_dist.orchestration.sweep.run import Sweep, check_sweep, make_design, segment
 
@@ -25,15 +30,12 @@ def look_ahead(sweep: Sweep, display: Display) -> Outlook:
 
     Raises UserError as `run_sweep` for what can be refused before trainings begin.
     """
-    from hydramix_dist.data.pool import usable_cores
-
     check_sweep(sweep)
     design = make_design(sweep, display)
     segment(design, display)
     trials = planned(design)
-    known = probe(design.samples(), design.shared, display.progress)
+    known, nodes, where = _measured(sweep, design, display)
     resources = reserve(known, sweep.settings)
-    here = {"CPU": float(usable_cores()), "memory": float(_memory_bytes()), "GPU": _gpus()}
     finished = {event["key"] for event in read_events(sweep.out) if event["event"] == "done"}
     finished |= finished_generators(design)
     needs = {trial.key: trial.needs for trial in trials if trial.needs is not None}
@@ -45,9 +47,20 @@ def look_ahead(sweep: Sweep, display: Display) -> Outlook:
             finished & {trial.key for trial in trials},
             len(needs),
             known,
-            at_a_time(resources, sweep.settings, [here], "this machine"),
+            at_a_time(resources, sweep.settings, nodes, where),
         ),
     )
+
+
+def _measured(sweep: Sweep, design: Design, display: Display) -> tuple[Probe, list[Mapping[str, float]], str]:
+    """Return the probe, what the nodes have, and where they are: this machine, or the cluster that is joined."""
+    if sweep.address is None:
+        here = {"CPU": float(usable_cores()), "memory": float(_memory_bytes()), "GPU": _gpus()}
+        return probe(design.samples(), design.shared, display.progress), [here], "this machine"
+    with ray_session(sweep.settings.distributed, sweep.settings.runtime, sweep.address):
+        from hydramix_dist.orchestration.sweep.tuner import nodes, probed
+
+        return probed(design), nodes(), f"the cluster at {sweep.address}"
 
 
 def planned(design: Design) -> list[Trial]:
@@ -75,12 +88,8 @@ def _add(trials: dict[str, Trial], found: Iterable[Trial]) -> None:
 
 
 def _memory_bytes() -> int:
-    import os
-
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def _gpus() -> float:
-    import torch
-
     return float(torch.cuda.device_count())

@@ -15,29 +15,37 @@ NEWS_SECONDS = 10.0  # a training reports at most once in this time, but for val
 
 
 class TrainingTrial(tune.Trainable):  # type: ignore[misc]
-    """A Tune trial is one training; the process is used again for the next one."""
+    """A Tune trial is one training; the process is used again for the next one.
 
-    _running: Running
+    A training begins with the first step: Tune sets a process up for a trial that it then gives to another one, which
+    is free before.
+    """
+
+    _office: Any
+    _key: str
+    _running: Running | None
     _hanging: bool
 
     def setup(self, config: dict[str, Any], office: Any = None, resources: Any = None) -> None:
-        """Begin the training that the office has under the trial's key."""
+        """Take the key of a training that the office has an order for."""
         logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
         if resources:
             limit_device_memory(resources)
-        self._office = office
-        self._begin(config)
+        self._office, self._key, self._running, self._hanging = office, config["key"], None, False
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        """End what is under way, and begin another training."""
-        self._running.stop()
+        """End what is under way, and take the key of another training."""
+        self._end()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()  # a neighbour may need what the last training took
-        self._begin(new_config)
+        self._key = new_config["key"]
         return True
 
     def step(self) -> dict[str, Any]:
-        """Return the news, plain values. Raises HangingError."""
+        """Return the news, plain values; the first time, begin. Raises HangingError."""
+        if self._running is None:
+            order: Order = ray.get(self._office.take.remote(self._key))
+            self._running = Running(order)
         try:
             news = self._running.news(NEWS_SECONDS)
         except HangingError:
@@ -49,12 +57,12 @@ class TrainingTrial(tune.Trainable):  # type: ignore[misc]
         """End: what is under way saves first."""
         if self._hanging:  # a thread that hangs cannot be ended but with its process
             os._exit(1)
-        self._running.stop()
+        self._end()
 
-    def _begin(self, config: dict[str, Any]) -> None:
-        self._hanging = False
-        order: Order = ray.get(self._office.take.remote(config["key"]))
-        self._running = Running(order)
+    def _end(self) -> None:
+        if self._running is not None:
+            self._running.stop()
+        self._running = None
 
 
 class Office:
@@ -68,10 +76,7 @@ class Office:
         self._orders[key] = order
 
     def take(self, key: str) -> Order:
-        """Trial: take it.
-
-        Perhaps once more: Tune gives a trial to a process that is free, though another is coming up for it.
-        """
+        """Trial: take it."""
         return self._orders[key]
 
     def drop(self, key: str) -> None:

@@ -168,14 +168,13 @@ class _Told(_Here, tune.Callback):  # type: ignore[misc]
             self._book.validated(key, images, accuracy)
         if news.outcome == "running":
             if key in self._races.stopped:
-                self._book.early(key, *self._races.stopped[key])
-                self._forget(key)
+                self._book.early(key, *self._races.stopped[key], self._forget(key))
             return
-        seconds = self._forget(key)
+        gpu_seconds = self._forget(key)
         if news.outcome == "done":
-            self._book.done(key, news.summary | {"gpu_seconds": seconds * self._gpus})
+            self._book.done(key, news.summary | {"gpu_seconds": gpu_seconds})
         elif news.outcome == "failed":
-            self._fail(key, news.error or "no reason given")
+            self._fail(key, news.error or "no reason given", gpu_seconds)
         elif news.outcome == "busy":
             self._book.busy(key)
         else:
@@ -184,11 +183,8 @@ class _Told(_Here, tune.Callback):  # type: ignore[misc]
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Note that a process is gone, or that its training hangs."""
         key = trial.config["key"]
-        if key in self._begun:
-            self._forget(key)
-            self._fail(key, _reason(trial))
-        elif self._book.entries[key].state == "running":  # its process could not even be started
-            self._fail(key, _reason(trial))
+        if self._book.entries[key].state == "running":  # also where its process could not even be started
+            self._fail(key, _reason(trial), self._forget(key))
 
     def close(self) -> None:
         """Put back what was under way, or waiting for room, when the sweep was stopped."""
@@ -199,26 +195,28 @@ class _Told(_Here, tune.Callback):  # type: ignore[misc]
         self.watch.running.clear()
 
     def _forget(self, key: str) -> float:
-        """Return how many seconds a training took."""
+        """Return how many seconds of a GPU a training took."""
         self._drop(key)
         self.watch.running.pop(key, None)
-        return time.monotonic() - self._begun.pop(key, time.monotonic())
+        return self._gpus * (time.monotonic() - self._begun.pop(key, time.monotonic()))
 
-    def _fail(self, key: str, reason: str) -> None:
-        self._book.failed(key, reason)
+    def _fail(self, key: str, reason: str, gpu_seconds: float) -> None:
+        self._book.failed(key, reason, gpu_seconds)
         entry = self._book.entries[key]
         what = "failed for good" if entry.state == "failed" else "failed, and is tried again"
         _log.warning("%s %s: %s", entry.trial.task.name, what, reason)
 
 
 def _reason(trial: Any) -> str:
-    error = trial.get_error()
-    text = str(error).strip().splitlines()
+    # Tune's own `get_error` looks into the storage, where these files come later.
+    pickled = trial.pickled_error_file
+    error = None if pickled is None else ray.cloudpickle.loads(Path(pickled).read_bytes())
     if isinstance(error, ray.exceptions.RayActorError):
         return "its process was killed, or crashed (often: memory ran out), or its node was lost"
     if isinstance(error, ray.exceptions.RayTaskError):
         return str(error.cause)
-    return f"{type(error).__name__}: {text[0]}" if text else "its process ended without a word"
+    text = [] if trial.error_file is None else Path(trial.error_file).read_text().strip().splitlines()
+    return text[-1] if text else "its process ended without a word"
 
 
 class _Races(_Here, FIFOScheduler):  # type: ignore[misc]

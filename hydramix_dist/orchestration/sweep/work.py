@@ -99,7 +99,7 @@ class Running:
         which this process is not to be used any more.
         """
         with self._changed:
-            self._go = True
+            self._go = not self._news.validated  # what is not told yet is judged before it goes on
             self._changed.notify_all()
             until = time.monotonic() + seconds
             while self._news.outcome == "running" and not self._news.validated:
@@ -166,7 +166,7 @@ class Running:
         with self._changed:
             self._news.validated.append((images, accuracy))
             self._changed.notify_all()
-            if not self._order.pauses:
+            if not self._order.pauses or self._stop:  # asked to stop, it would wait for nobody
                 return
             self._go, self._paused = False, True
             faulthandler.cancel_dump_traceback_later()
