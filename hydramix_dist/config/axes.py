@@ -71,6 +71,8 @@ def expanded(settings: SweepSettings, source: str) -> PilotSettings:
                 suffix = "".join(f"-{labels[key]}={_text(value)}" for key, value in inner.items())
                 arm = {**arm, "generator": f"{settings.arms[name].generator}{suffix}"}
                 generators[arm["generator"]] = generator
+            if f"{name}{label}" in arms or (label and f"{name}{label}" in settings.arms):
+                raise UserError(f"{source}: two arms come to have the name '{name}{label}'; give one another name")
             arms[f"{name}{label}"] = arm
     tree = dump(common) | {"arms": arms, "generators": generators}
     whole = build(PilotSettings, tree, source)
@@ -197,3 +199,8 @@ def _check_space(settings: SweepSettings, whole: PilotSettings, source: str) -> 
                 tree, _ = changed(whole, arm, {key: value}, where)
                 # A classifier's own settings are checked where they meet the common ones.
                 build(PilotSettings, dump(whole) | {"arms": {arm: tree}}, where)
+        for pair in itertools.combinations(touched(whole, arm, settings.search.space), 2):
+            for values in itertools.product(*(settings.search.space[key].ends() for key in pair)):
+                together = dict(zip(pair, values, strict=True))
+                text = " and ".join(f"'{key}' = {value}" for key, value in together.items())
+                changed(whole, arm, together, f"{source}: search.space {text} of arm {arm}")

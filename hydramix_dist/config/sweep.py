@@ -94,6 +94,12 @@ class SearchSettings(Settings):
         float, Field(gt=0, le=1, description="asha: share of a training before the first may be stopped")
     ] = 0.2
 
+    @model_validator(mode="after")
+    def _each_once(self) -> "SearchSettings":
+        if len(set(self.seeds)) != len(self.seeds):
+            raise ValueError(f"seeds lists a value twice: {', '.join(map(str, self.seeds))}")
+        return self
+
 
 class LimitSettings(Settings):
     """When a sweep ends though not all is done; `sweep resume` with larger ones goes on."""

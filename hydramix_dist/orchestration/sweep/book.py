@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from hydramix_dist.config.sweep import Scalar
-from hydramix_dist.orchestration.sweep.design import Cell, Design, Trial
+from hydramix_dist.orchestration.sweep.design import Cell, Design, Trial, priority_of
 from hydramix_dist.orchestration.sweep.ledger import Event
 from hydramix_dist.orchestration.sweep.search import Tried, suggest
 
@@ -93,13 +93,12 @@ class Book:
         if self.closed:
             return None
         self._wake()
-        while not self._ready and self._ask():
-            pass
-        while self._ready:
-            entry = self.entries[heapq.heappop(self._ready)[2]]
-            if entry.state == "pending":
-                self._set(entry, "running")
-                return entry.trial
+        while self._ready or self._ask():
+            while self._ready:
+                entry = self.entries[heapq.heappop(self._ready)[2]]
+                if entry.state == "pending":  # not begun since, from a second place in the heap
+                    self._set(entry, "running")
+                    return entry.trial
         return None
 
     @property
@@ -160,9 +159,8 @@ class Book:
 
     def busy(self, key: str) -> None:
         """Note that another process carries a training out: it is asked for again in a moment."""
-        entry = self.entries[key]
-        entry.not_before = time.monotonic() + BUSY_SECONDS
-        self._set(entry, "pending")
+        self._happen({"event": "busy", "key": key})
+        self.entries[key].not_before = time.monotonic() + BUSY_SECONDS
         self._deferred.add(key)
 
     def put_back(self, key: str) -> None:
@@ -194,8 +192,8 @@ class Book:
 
     def _apply_training(self, kind: str, entry: Entry, event: Event) -> None:
         self._gpu_seconds += event.get("gpu_seconds", 0.0)
-        if kind == "begun":
-            self._set(entry, "running")
+        if kind in ("begun", "busy"):
+            self._set(entry, "running" if kind == "begun" else "pending")
         elif kind == "done":
             entry.result = {name: value for name, value in event.items() if name not in ("event", "key", "time")}
             self._set(entry, "done")
@@ -276,17 +274,23 @@ class Book:
         if search is None or self._only is not None:
             return False
         open_races = [
-            (race.open, len(race.asked), name)
+            (-priority_of(self._design.settings, self._design.groups[name].arm), race.open, len(race.asked), name)
             for name, race in self._races.items()
-            if not race.over and len(race.asked) < search.trials
+            if not race.over
+            and len(race.asked) < search.trials
+            and not (search.method == "optuna" and self._waits(race))
         ]
         if not open_races:
             return False
-        name = min(open_races)[2]
+        name = min(open_races)[-1]
         values = suggest(search, self._design.groups[name].keys, name, self._tried(self._races[name]))
         self._happen({"event": "asked", "group": name, "index": len(self._races[name].asked), "values": values})
         self._settle()
         return True
+
+    def _waits(self, race: _Race) -> bool:
+        """Return whether a candidate is still to be begun: to ask for more would be without its score."""
+        return any(self.entries[key].state == "pending" for keys in race.keys for key in keys)
 
     def _tried(self, race: _Race) -> list[Tried]:
         return [(values, self._score(keys)) for values, keys in zip(race.asked, race.keys, strict=True)]

@@ -124,7 +124,7 @@ class Design:
     _chosen: dict[tuple[str, tuple[tuple[str, Scalar], ...]], PilotSettings] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Raise UserError for a data set without test images."""
+        """Raise UserError for a data set without test images, or with too few images for what is searched."""
         self.cells = cells_of(self.settings, self.whole, list(self.datasets))
         self.groups = {group.name: group for group in groups_of(self.settings, self.whole, list(self.datasets))}
         for name, dataset in self.datasets.items():
@@ -133,6 +133,11 @@ class Design:
             self._tested[name] = choose_test_rows(
                 dataset.labels("test"), len(dataset.classes), self.settings.test_limit
             )
+
+        search = self.settings.search
+        for group in self.groups.values():
+            for seed in search.seeds if search else ():
+                self._subset(group.data, group.shots, seed, search.validation if search else 0.0)
 
     def final(self, cell: Cell, values: Mapping[str, Scalar]) -> list[Trial]:
         """Return a cell's classifier, and before it the generator that it needs, with searched values laid over."""

@@ -1,7 +1,7 @@
 """What happened in a sweep, one JSON object a line in `trials.jsonl`: all that is needed to go on, and to tell results.
 
-The events: `session` and `ended` of a driver, `data` of each image set, `begun`, `validated`, `done`, `early`, `failed`
-of a training, `asked`, `chosen`, `unchosen` of a search, and `again` where failed trainings get another chance.
+The events: `session` and `ended` of a driver, `data` of each image set, `begun`, `busy`, `validated`, `done`, `early`,
+`failed` of a training, `asked`, `chosen`, `unchosen` of a search, `again` where failed trainings get another chance.
 """
 
 import json

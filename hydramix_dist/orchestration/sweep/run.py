@@ -54,7 +54,7 @@ class Sweep:
     @property
     def identity(self) -> dict[str, Any]:
         """Return what makes a sweep this one and no other."""
-        return identity_of(self.settings)
+        return identity_of(self.settings) | {"arms": list(self.whole.arms)}  # whose names follow the order of axes
 
 
 def identity_of(settings: SweepSettings) -> dict[str, Any]:

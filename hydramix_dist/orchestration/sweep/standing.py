@@ -115,6 +115,8 @@ def _take(standing: Standing, events: Iterable[Event]) -> None:
             line.changed = event["time"]
         if kind == "begun" and line:
             line.state, line.attempts = "running", line.attempts + 1
+        elif kind == "busy" and line:
+            line.state, line.attempts = "pending", line.attempts - 1
         elif kind == "done" and line:
             line.state, line.result, line.error = "done", event, None
         elif kind == "early" and line:
@@ -125,6 +127,10 @@ def _take(standing: Standing, events: Iterable[Event]) -> None:
             for key in event["keys"]:
                 if key in standing.lines:
                     standing.lines[key].state = "pending"
+            unchosen = {group for group, choice in standing.chosen.items() if choice["event"] == "unchosen"}
+            for cell in standing.cells:
+                if cell.group in unchosen:
+                    standing.lines[cell.key].state = "pending"
         elif kind in ("chosen", "unchosen"):
             standing.chosen[event["group"]] = event
             for cell in standing.cells if kind == "unchosen" else ():
