@@ -8,7 +8,7 @@ PILOT_ARGS ?=
 DEMO_ARGS ?=
 TEST_ARGS ?=
 # Those that need no arguments and end within minutes; the long comparison is benchmarks/nshot.py.
-BENCHMARKS := $(addprefix benchmarks/, startup.py segments.py import_speed.py steps.py released_step.py classifier_step.py composing.py mixes.py scaling.py model_state.py distributed_step.py checkpoint_stall.py recovery.py)
+BENCHMARKS := $(addprefix benchmarks/, startup.py segments.py import_speed.py steps.py released_step.py classifier_step.py composing.py mixes.py scaling.py model_state.py distributed_step.py checkpoint_stall.py recovery.py sweep_scale.py)
 
 .DEFAULT_GOAL := help
 .PHONY: help pilot demo-s3 test test-full lint bench clean

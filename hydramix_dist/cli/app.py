@@ -121,7 +121,7 @@ SweepName = Annotated[str, typer.Argument(help="folder or URL of a sweep, or its
 
 @sweep_app.command("run")
 def sweep_run(
-    config: Annotated[str, typer.Argument(help="quick, nshot, paper, tuned-baseline, ablation, or a YAML file")],
+    config: Annotated[str, typer.Argument(help="smoke, quick, nshot, paper, tuned-baseline, ablation, or a YAML file")],
     assignments: Annotated[
         list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="any setting, for example data=FOLDER")
     ] = None,

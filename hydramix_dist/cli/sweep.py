@@ -1,6 +1,7 @@
 """The commands `hydramix sweep` and `hydramix sweep status|resume|results`."""
 
 import json
+import re
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -130,7 +131,7 @@ def _run(sweep: Sweep, json_: bool, *, only_failed: bool) -> int:
         print_json(json.dumps({"run": sweep.out.url, **results.model_dump(mode="json")}))
     else:
         _show(standing, results)
-    return 1 if {"failed", "left"} & set(standing.counts) else 0
+    return 1 if {"failed", "left", "pending"} & set(standing.counts) else 0
 
 
 def _show(standing: Standing, results: SweepResults) -> None:
@@ -184,7 +185,8 @@ def _counted(standing: Standing) -> str:
 def _show_failed(console: Console, standing: Standing) -> None:
     failed = [line for line in standing.lines.values() if line.state == "failed"]
     for line in failed[:20]:
-        _line(console, f"failed: {line.facts['name']} after {line.attempts} attempts: {line.error}")
+        tried = f" after {line.attempts} attempts" if line.attempts else ""
+        _line(console, f"failed: {line.facts['name']}{tried}: {line.error}")
     if len(failed) > 20:
         _line(console, f"and {len(failed) - 20} more; `hydramix sweep status --json` lists all")
 
@@ -197,6 +199,8 @@ def _label(settings: SweepSettings) -> str:
 
 
 def _beside(store: Store) -> Store:
+    if re.fullmatch(r"[a-z0-9]+://[^/]+", store.url):
+        raise UserError(f"--out {store.url} is a whole bucket; give a folder in it, or --shared with it")
     return Store(f"{store.url.rpartition('/')[0]}/shared")
 
 

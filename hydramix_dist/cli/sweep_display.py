@@ -40,6 +40,8 @@ class SweepLive(LiveDisplay):
         if now - self._looked < (LOOK_SECONDS if self._console.is_terminal else LINE_SECONDS):
             return
         first, self._looked = self._looked == 0.0, now
+        if first:
+            self._began = now
         summary = self._summary(book, watch)
         if not self._console.is_terminal:
             self.say(summary)

@@ -8,6 +8,7 @@ from dataclasses import asdict
 from rich.console import Console
 
 from hydramix_dist.cli.console import LiveDisplay, error_console, print_json
+from hydramix_dist.orchestration.preflight import shown
 from hydramix_dist.orchestration.sweep.forecast import lines
 from hydramix_dist.orchestration.sweep.outlook import Outlook, look_ahead
 from hydramix_dist.orchestration.sweep.run import Sweep
@@ -30,9 +31,17 @@ def show_forecast(sweep: Sweep, json_: bool) -> int:
         *([f"and {more} more; --json lists all"] if more > 0 else []),
         "",
         *lines(outlook.forecast),
+        *_reserved(outlook),
     ]:
         console.print(line, highlight=False, markup=False, soft_wrap=True)
     return 0
+
+
+def _reserved(outlook: Outlook) -> Iterator[str]:
+    yield f"each reserves {shown(outlook.resources)}"
+    share, seconds = outlook.resources.get("GPU", 0.0), outlook.forecast.total.seconds
+    if share and seconds is not None:
+        yield f"expected: {share * seconds / 3600:.1f} GPU-hours, if those that share a GPU do not slow each other"
 
 
 def _listed(outlook: Outlook) -> Iterator[str]:

@@ -22,7 +22,7 @@ _SECTIONS: Mapping[str, type[Settings]] = {
     "classifier": ClassifierSettings,
 }
 _OWN_LISTS = {"shots", "seeds", "data", "arms"}
-_OF_SEGMENTS = {"generator.network.side", "classifier.side"}
+_OF_SEGMENTS = {"generator.network.side", "classifier.side", "pixels.mask.kind"}
 _OF_MIXING = {"classifier.mix_share", "classifier.mix_until"}  # without effect where nothing is mixed
 
 

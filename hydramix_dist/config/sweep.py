@@ -98,6 +98,11 @@ class SearchSettings(Settings):
     def _each_once(self) -> "SearchSettings":
         if len(set(self.seeds)) != len(self.seeds):
             raise ValueError(f"seeds lists a value twice: {', '.join(map(str, self.seeds))}")
+        if self.method == "asha" and len(self.seeds) > 1:
+            raise ValueError(
+                f"method asha judges settings on their way, on one subset; seeds has {len(self.seeds)}: give one, or "
+                "take random or optuna"
+            )
         return self
 
 
@@ -138,6 +143,15 @@ class SweepSettings(PilotSettings):
                 f"search: with N = {', '.join(map(str, few))} nothing can be held out to choose settings by "
                 f"(at least {LEAST_VALIDATED} images a class are needed); set search.at to the N to choose them at, "
                 "or leave these N out"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _early_stops_have_a_point(self) -> "SweepSettings":
+        if self.search is not None and self.search.method == "asha" and self.runtime.checkpoints < 2:
+            raise ValueError(
+                "search.method asha stops trainings at a checkpoint before their end; set runtime.checkpoints to 2 or "
+                f"more (it is {self.runtime.checkpoints})"
             )
         return self
 

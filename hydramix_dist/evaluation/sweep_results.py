@@ -56,6 +56,9 @@ class TrialLine(Record):
     attempts: Annotated[int, Field(ge=0, description="times it was begun")] = 0
     seconds: Seconds | None = None
     error: Annotated[str | None, Field(description="why it failed")] = None
+    peak_memory_bytes: Annotated[
+        int | None, Field(description="most memory of its process, of the GPU's where it trained on one")
+    ] = None
     value: Annotated[Share | None, Field(description="validation accuracy of a candidate")] = None
 
 

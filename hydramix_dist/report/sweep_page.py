@@ -76,11 +76,17 @@ def render_sweep(results: SweepResults, folder: str) -> str:
             long=_LONG,
             trials=_by_state(results.trials),
             states=[word for state, word in tables.STATES.items() if any(t.state == state for t in results.trials)],
+            memory=_most_memory(results),
             failed=[trial for trial in results.trials if trial.state == "failed"],
             tables=list(TABLE_FILES),
             settings=yaml.safe_dump(results.settings, sort_keys=False, allow_unicode=True),
         )
     )
+
+
+def _most_memory(results: SweepResults) -> str | None:
+    known = [trial.peak_memory_bytes for trial in results.trials if trial.peak_memory_bytes is not None]
+    return f"{max(known) / 2**30:.2f} GiB" if known else None
 
 
 def _section(results: SweepResults, part: DataPart, number: int) -> Section:

@@ -27,7 +27,7 @@ class Journal:
         self._local = store.local_path(path)
         self._text = bytearray()
         self._written = 0  # bytes of the text that the object holds
-        self._lock = threading.Lock()
+        self._lock, self._writing = threading.Lock(), threading.Lock()
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._rewrite_now_and_then, name="journal", daemon=True)
 
@@ -41,6 +41,11 @@ class Journal:
             self._local.parent.mkdir(parents=True, exist_ok=True)
             with self._local.open("ab") as file:
                 file.write(line)
+
+    def flush(self) -> None:
+        """Have all lines in the object when this returns. Raises what the store raises."""
+        if self._local is None:
+            self._rewrite()
 
     def __enter__(self) -> "Journal":
         if self._local is None:
@@ -77,8 +82,9 @@ class Journal:
                 failing = True
 
     def _rewrite(self) -> None:
-        with self._lock:
-            text = bytes(self._text)
-        if len(text) > self._written:
-            self._store.put(self._path, text)
-            self._written = len(text)
+        with self._writing:  # an older text must not come after a newer one
+            with self._lock:
+                text = bytes(self._text)
+            if len(text) > self._written:
+                self._store.put(self._path, text)
+                self._written = len(text)

@@ -89,6 +89,21 @@ def exclusively(store: Store) -> Iterator[Held]:
         held.check()
 
 
+def is_held(store: Store) -> bool | None:
+    """Return whether a process holds a run folder now; None where only a process on another machine could tell."""
+    path = store.local_path(".lock")
+    if path is None:
+        return Lease(store).is_held()
+    try:
+        with path.open("r") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    return False
+
+
 @contextlib.contextmanager
 def _locked(store: Store, path: Path) -> Iterator[Held]:
     with disk_errors_as_answers(str(path)):
@@ -162,6 +177,11 @@ class Lease:
                     self._store.delete(_name(number))
         except Exception as unmarked:  # the block is over, well or not, and its own end is what counts
             _log.warning("%s could not be marked as free (%s)", self._store.url, unmarked)
+
+    def is_held(self) -> bool | None:
+        """Return whether somebody holds the folder, None where that cannot be told from here at once."""
+        sign = _parse(self._highest()[1])
+        return False if sign is None or sign.released else sign.lives_here
 
     # ---- taking over
 

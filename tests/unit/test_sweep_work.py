@@ -126,7 +126,7 @@ def test_the_end_comes_with_what_is_kept_of_the_result(design: Design, tmp_path:
     ("error", "told"),
     [
         (ValueError("no such layer"), "ValueError: no such layer"),
-        (UserError("the folder is gone"), "UserError: the folder is gone"),
+        (UserError("the folder is gone"), "the folder is gone"),
         (RuntimeError(), "RuntimeError"),
         (MemoryError(), "out of memory (MemoryError)"),
         (
@@ -202,7 +202,7 @@ def assert_set(event: threading.Event) -> None:
     assert event.wait(LONG)
 
 
-def test_validations_are_told_once_and_at_once(design: Design, tmp_path: Path) -> None:
+def test_validations_are_told_once_with_the_next_news(design: Design, tmp_path: Path) -> None:
     go = threading.Event()
 
     def body(progress: Progress, should_stop: ShouldStop, validated: Callable[[int, float], None]) -> None:
@@ -214,7 +214,7 @@ def test_validations_are_told_once_and_at_once(design: Design, tmp_path: Path) -
     with ended(Running(order_of(design, tmp_path, does(body)))) as running:
         told: list[tuple[int, float]] = []
         while len(told) < 2:
-            told += running.news(LONG).validated
+            told += running.news(0.05).validated
         assert told == [(8, 0.25), (16, 0.5)] and running.news(0.01).validated == []
         go.set()
         for news in until_end(running):

@@ -4,6 +4,7 @@ Every change is an event first, written and then applied, so that a sweep that g
 """
 
 import heapq
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
@@ -72,6 +73,8 @@ class Book:
         """Take the events of an earlier driver; what was running then is pending again."""
         for event in events:
             self._apply(event)
+            if event["event"] == "validated" and event["key"] in self.entries:
+                self.validated_before.append((event["key"], event["images"], event["value"]))
         for entry in self.entries.values():
             if entry.state == "running":
                 self._set(entry, "pending")
@@ -93,13 +96,25 @@ class Book:
         if self.closed:
             return None
         self._wake()
-        while self._ready or self._ask():
-            while self._ready:
+        while self._search_comes_first() or self._ready or self._ask():
+            while self._ready and not self._search_comes_first():
                 entry = self.entries[heapq.heappop(self._ready)[2]]
                 if entry.state == "pending":  # not begun since, from a second place in the heap
                     self._set(entry, "running")
                     return entry.trial
         return None
+
+    def _search_comes_first(self) -> bool:
+        """Ask for a candidate where the arm of a search has a higher priority than all that is ready."""
+        waiting = max((-key[0] for key in self._open_races()), default=None)
+        return bool(self._ready) and waiting is not None and waiting > -self._ready[0][0] and self._ask()
+
+    @property
+    def unfinished(self) -> bool:
+        """Return whether there is something left that this session was to begin."""
+        if self._only is not None:
+            return any(self.entries[key].state == "pending" for key in self._only)
+        return bool(self.counts["pending"] or any(not race.over for race in self._races.values()))
 
     @property
     def closed(self) -> bool:
@@ -115,9 +130,7 @@ class Book:
         """Return whether nothing is running and nothing is to begin any more."""
         if self.counts["running"]:
             return False
-        if self._only is not None:
-            return self.closed or not any(self.entries[key].state == "pending" for key in self._only)
-        return self.closed or not (self.counts["pending"] or any(not race.over for race in self._races.values()))
+        return self.closed or not self.unfinished
 
     @property
     def total(self) -> int:
@@ -209,8 +222,6 @@ class Book:
             self._push_if_ready(entry.trial.key)
             if event["final"]:
                 self._suspects += self._dependents.get(entry.trial.key, ())
-        elif kind == "validated":
-            self.validated_before.append((entry.trial.key, event["images"], event["value"]))
 
     def _apply_search(self, kind: str, event: Event) -> None:
         race, group = self._races.get(event["group"]), self._design.groups.get(event["group"])
@@ -223,9 +234,11 @@ class Book:
             self._add(trials)
             return
         race.over, race.chosen = True, event.get("values")
-        if race.chosen is not None:
-            for cell in self._cells.get(group.name, []):
-                self._add(self._design.final(cell, race.chosen))
+        for cell in self._cells.get(group.name, []) if race.chosen is not None else ():
+            trials = self._design.final(cell, race.chosen or {})
+            if self._only is not None:  # what a search that failed has kept from being begun
+                self._only |= {trial.key for trial in trials}
+            self._add(trials)
 
     def _add(self, trials: Iterable[Trial]) -> None:
         for trial in trials:
@@ -270,23 +283,30 @@ class Book:
 
     def _ask(self) -> bool:
         """Ask for one more candidate, of the search with the fewest under way; return whether there was one."""
+        search, open_races = self._search, self._open_races()
+        if search is None or not open_races:
+            return False
+        name = min(open_races)[-1]
+        race = self._races[name]
+        # Scores are summed up for the one method that learns from them.
+        tried = self._tried(race) if search.method == "optuna" else [(values, None) for values in race.asked]
+        values = suggest(search, self._design.groups[name].keys, name, tried)
+        self._happen({"event": "asked", "group": name, "index": len(race.asked), "values": values})
+        self._settle()
+        return True
+
+    def _open_races(self) -> list[tuple[int, int, int, str]]:
+        """Return the searches that have candidates to ask for, the one to ask first being the least."""
         search = self._search
         if search is None or self._only is not None:
-            return False
-        open_races = [
+            return []
+        return [
             (-priority_of(self._design.settings, self._design.groups[name].arm), race.open, len(race.asked), name)
             for name, race in self._races.items()
             if not race.over
             and len(race.asked) < search.trials
             and not (search.method == "optuna" and self._waits(race))
         ]
-        if not open_races:
-            return False
-        name = min(open_races)[-1]
-        values = suggest(search, self._design.groups[name].keys, name, self._tried(self._races[name]))
-        self._happen({"event": "asked", "group": name, "index": len(self._races[name].asked), "values": values})
-        self._settle()
-        return True
 
     def _waits(self, race: _Race) -> bool:
         """Return whether a candidate is still to be begun: to ask for more would be without its score."""
@@ -296,8 +316,10 @@ class Book:
         return [(values, self._score(keys)) for values, keys in zip(race.asked, race.keys, strict=True)]
 
     def _score(self, keys: list[str]) -> float | None:
-        """Return a candidate's mean validation accuracy, None where a part of it is not finished."""
+        """Return a candidate's mean validation accuracy; None while it is under way, NaN where it came to no end."""
         entries = [self.entries[key] for key in keys]
+        if any(entry.state in ("early", "failed") for entry in entries):
+            return math.nan
         if any(entry.state != "done" for entry in entries):
             return None
         return sum(float(entry.result["value"]) for entry in entries) / len(entries)
@@ -317,7 +339,8 @@ class Book:
 
     def _choose(self, name: str, race: _Race) -> None:
         """Choose the candidate with the best score, of equal ones the first; it must have come to its end."""
-        scores = [(index, score) for index, (_, score) in enumerate(self._tried(race)) if score is not None]
+        found = enumerate(self._tried(race))
+        scores = [(index, score) for index, (_, score) in found if score is not None and not math.isnan(score)]
         if not scores:
             errors = [self.entries[key].error for keys in race.keys for key in keys if self.entries[key].error]
             error = f"no setting could be chosen: none of {len(race.asked)} candidates came to its end"

@@ -162,11 +162,12 @@ class Design:
 
     def samples(self) -> list[Task]:
         """Return a training of each shape that there is, with as many images as any of that shape has."""
-        seen: set[tuple[str, str]] = set()
+        seen: set[tuple[str, str, int]] = set()
         trials: dict[str, Trial] = {}
         for cell in sorted(self.cells, key=lambda cell: -cell.shots):
-            if (cell.data, cell.arm) not in seen:
-                seen.add((cell.data, cell.arm))
+            shape = (cell.data, cell.arm, cell.shots if self.settings.validation else 0)  # a part that grows with N
+            if shape not in seen:
+                seen.add(shape)
                 trials |= {trial.key: trial for trial in self.final(cell, {})}
         for group in self.groups.values():
             trials |= {trial.key: trial for trial in self.candidate(group, 0, {})}

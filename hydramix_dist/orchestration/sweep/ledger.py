@@ -14,6 +14,7 @@ from hydramix_dist.store import Store
 from hydramix_dist.store.journal import Journal
 
 LEDGER_FILE = "trials.jsonl"
+_DECISIONS = ("asked", "chosen", "unchosen")
 Event = dict[str, Any]
 
 
@@ -34,8 +35,13 @@ class Ledger:
         self._journal.__exit__(kind, error, at)
 
     def write(self, event: Event) -> None:
-        """Append one event, with the time (Unix seconds). Raises UserError where a disk refuses it."""
+        """Append one event, with the time (Unix seconds). Raises UserError where a disk refuses it.
+
+        What a search has decided is in the store when this returns: trainings' folders follow from it.
+        """
         self._journal.write((json.dumps({"time": round(time.time(), 3), **event}) + "\n").encode())
+        if event["event"] in _DECISIONS:
+            self._journal.flush()
 
 
 def read_events(store: Store) -> Iterator[Event]:

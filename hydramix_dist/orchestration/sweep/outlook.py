@@ -8,12 +8,13 @@ import torch
 
 from hydramix_dist.data.pool import usable_cores
 from hydramix_dist.orchestration.display import Display
+from hydramix_dist.orchestration.preflight import reserved
 from hydramix_dist.orchestration.ray_session import ray_session
 from hydramix_dist.orchestration.sweep.design import Design, Trial
 from hydramix_dist.orchestration.sweep.forecast import Forecast, forecast
 from hydramix_dist.orchestration.sweep.ledger import read_events
 from hydramix_dist.orchestration.sweep.probe import Probe, probe
-from hydramix_dist.orchestration.sweep.room import at_a_time, reserve
+from hydramix_dist.orchestration.sweep.room import at_a_time, driver_room, reserve
 from hydramix_dist.orchestration.sweep.run import Sweep, check_sweep, make_design, segment
 
 
@@ -22,6 +23,7 @@ class Outlook:
     """A sweep's trainings in the order they are to begin, and what they are expected to take."""
 
     trials: tuple[Trial, ...]
+    resources: Mapping[str, float]  # that a training reserves, or the driver of one of several workers
     forecast: Forecast
 
 
@@ -36,18 +38,24 @@ def look_ahead(sweep: Sweep, display: Display) -> Outlook:
     trials = planned(design)
     known, nodes, where = _measured(sweep, design, display)
     resources = reserve(known, sweep.settings)
-    finished = {event["key"] for event in read_events(sweep.out) if event["event"] == "done"}
+    if sweep.settings.distributed.workers > 1:
+        worker = reserved(sweep.settings.distributed, sweep.settings.runtime, gpus_there="GPU" in resources)
+        resources, slots = driver_room(sweep.settings, worker, nodes, where)
+    else:
+        slots = at_a_time(resources, sweep.settings, nodes, where)
+    finished = {event["key"] for event in read_events(sweep.out) if event["event"] in ("done", "early")}
     finished |= finished_generators(design)
     needs = {trial.key: trial.needs for trial in trials if trial.needs is not None}
     return Outlook(
         tuple(trials),
+        resources,
         forecast(
             {trial.key: trial.task for trial in trials},
             needs,
             finished & {trial.key for trial in trials},
             len(needs),
             known,
-            at_a_time(resources, sweep.settings, nodes, where),
+            slots,
         ),
     )
 

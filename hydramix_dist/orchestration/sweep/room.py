@@ -9,12 +9,11 @@ from hydramix_dist.orchestration.doctor import GIB
 from hydramix_dist.orchestration.preflight import reserved, room, shown, there
 from hydramix_dist.orchestration.sweep.probe import Probe
 
-__all__ = ["at_a_time", "limit_device_memory", "reserve", "room"]
-
 MEMORY_MARGIN = 1.15  # on what was measured: a long training's memory is in more pieces than a short one's
 DEVICE_MARGIN = 1.10
 MOST_ON_A_GPU = 8  # our choice: beyond it trainings wait for each other more than they gain
 DRIVER_BYTES = 512 * 2**20  # our choice: a process that has imported Ray and torch
+CONTEXT_BYTES = 600 * 2**20  # our choice: what CUDA itself takes in each process, beside torch's own memory
 _BLOCK = 64 * 2**20  # memory is reserved in whole blocks
 
 
@@ -84,16 +83,22 @@ def at_a_time(
 
 
 def driver_room(
-    settings: SweepSettings, worker: Mapping[str, float], nodes: Sequence[Mapping[str, float]]
+    settings: SweepSettings, worker: Mapping[str, float], nodes: Sequence[Mapping[str, float]], where: str
 ) -> tuple[dict[str, float], int]:
     """Return what the driver of a training of several workers reserves, and how many trainings run at a time.
 
     A driver waits most of its time and takes no core from workers; that not more drivers begin than have room for their
     workers keeps them from waiting for each other. `worker` is what each worker reserves; that one training fits has
-    been checked.
+    been checked. Raises UserError where fewer fit than `concurrent`.
     """
-    fits = max(1, room(worker, nodes) // settings.distributed.workers)
-    return {"memory": float(DRIVER_BYTES)}, min(fits, settings.concurrent or fits)
+    workers = settings.distributed.workers
+    fits = max(1, room(worker, nodes) // workers)
+    if settings.concurrent is not None and settings.concurrent > fits:
+        raise UserError(
+            f"concurrent is {settings.concurrent} at {workers} workers each, of {shown(worker)}, but {where} has room "
+            f"for {fits} ({there(worker, nodes)}); set concurrent to {fits} or less, or to null"
+        )
+    return {"memory": float(DRIVER_BYTES)}, settings.concurrent or fits
 
 
 def _way_out(resources: Mapping[str, float], settings: SweepSettings, nodes: Sequence[Mapping[str, float]]) -> str:
@@ -117,4 +122,5 @@ def limit_device_memory(resources: Mapping[str, float]) -> None:
     if share:
         import torch
 
-        torch.cuda.set_per_process_memory_fraction(min(share, 1.0))
+        context = CONTEXT_BYTES / torch.cuda.get_device_properties(0).total_memory
+        torch.cuda.set_per_process_memory_fraction(max(min(share, 1.0) - context, 0.01))

@@ -90,7 +90,7 @@ def run_sweep(
                 if only_failed:
                     book.only_failed()
                 _open_session(ledger, sweep, design)
-                reason = "stopped"
+                reason = "failed"  # unless it comes to a better end
                 try:
                     reason = _carry_out(sweep, design, book, stop, display, work)
                 finally:
@@ -107,8 +107,10 @@ def run_sweep(
         counts = standing.counts
         if counts["failed"]:
             folder.fail(f"{counts['failed']} of {len(standing.lines)} trainings failed")
-        elif reason == "limit":
+        elif counts["left"]:
             folder.fail(f"a limit was reached, {counts['left']} trainings are left")
+        elif counts["pending"]:
+            folder.fail(f"{counts['pending']} trainings are still to begin")
         else:
             folder.succeed()
         return standing
@@ -174,7 +176,8 @@ def segment(design: Design, display: Display) -> None:
         for side, settings in trial.task.segment_maps()
     }
     for name, side, settings in sorted(needed, key=str):
-        with _waiting_for(design.shared.child(f"imported/segmenting-{name}"), display):
+        lock = f"imported/segmenting-{design.datasets[name].fingerprint[:12]}"
+        with _waiting_for(design.shared.child(lock), display):
             design.datasets[name].ensure_segments(side, settings, progress=display.progress)
 
 
@@ -193,13 +196,7 @@ def _open_session(ledger: Ledger, sweep: Sweep, design: Design) -> None:
 def _carry_out(sweep: Sweep, design: Design, book: Book, stop: Stop, display: SweepDisplay, work: Work | None) -> str:
     """Run what the book has; return why it ended: "over", "limit" or "stopped"."""
     if book.over:
-        return "limit" if book.closed else "over"
-    hours = sweep.settings.limits.hours
-    deadline = None if hours is None else time.monotonic() + 3600 * hours
-
-    def late() -> bool:
-        return deadline is not None and time.monotonic() > deadline
-
+        return "limit" if book.unfinished else "over"
     settings, here = sweep.settings, sweep.address is None
     together = settings.distributed.workers > 1
     # What is known of this machine says nothing about a cluster's nodes.
@@ -207,23 +204,32 @@ def _carry_out(sweep: Sweep, design: Design, book: Book, stop: Stop, display: Sw
     known = probe(design.samples(), design.shared, display.progress) if measure and here else None
     display.say("starting Ray on this machine" if sweep.address is None else f"joining the cluster at {sweep.address}")
     with ray_session(settings.distributed, settings.runtime, sweep.address) as session:
-        from hydramix_dist.orchestration.sweep.tuner import nodes, probed, run_on_tune
+        from hydramix_dist.orchestration.sweep.tuner import Room, nodes, probed, run_on_tune
 
         where = "this machine" if here else f"the cluster at {sweep.address}"
         if together:
             work = work or Together(settings.distributed, session.resources)
-            resources, concurrent = driver_room(settings, session.resources, nodes())
+            resources, concurrent = driver_room(settings, session.resources, nodes(), where)
+            gpus = session.resources.get("GPU", 0.0) * settings.distributed.workers
         else:
             if measure and not here:
                 display.say(f"measuring the trainings on a node of {where}")
                 known = probed(design)
             resources = reserve(known, settings)
             concurrent = at_a_time(resources, settings, nodes(), where)
+            gpus = resources.get("GPU", 0.0)
+        hours = settings.limits.hours
+        deadline = None if hours is None else time.monotonic() + 3600 * hours
+
+        def late() -> bool:
+            return deadline is not None and time.monotonic() > deadline
+
         watch = Watch(lambda watch: display.look(book, watch))
-        run_on_tune(book, settings, work or alone, resources, concurrent, lambda: stop.requested or late(), watch)
+        room = Room(resources, concurrent, gpus)
+        run_on_tune(book, settings, work or alone, room, lambda: stop.requested or late(), watch)
     if stop.requested:
         return "stopped"
-    return "limit" if book.closed or late() else "over"
+    return "limit" if book.unfinished else "over"
 
 
 @contextlib.contextmanager

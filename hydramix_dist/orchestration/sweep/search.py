@@ -11,7 +11,7 @@ from typing import Any
 from hydramix_dist.config.sweep import Scalar, SearchSettings, SpaceSettings
 from hydramix_dist.data.draws import derived_seed, uniform
 
-Tried = tuple[Mapping[str, Scalar], float | None]  # values by key, and their score; None: none yet, or failed
+Tried = tuple[Mapping[str, Scalar], float | None]  # values by key, and their score; None: none yet, NaN: none ever
 
 
 def suggest(search: SearchSettings, keys: Sequence[str], group: str, tried: Sequence[Tried]) -> dict[str, Scalar]:
@@ -53,8 +53,10 @@ def _optuna(search: SearchSettings, keys: Sequence[str], group: str, tried: Sequ
         )
     study = optuna.create_study(direction="maximize", sampler=sampler)
     for values, score in tried:
-        state = optuna.trial.TrialState.RUNNING if score is None else optuna.trial.TrialState.COMPLETE
-        trial = optuna.trial.create_trial(state=state, params=dict(values), distributions=spaces, value=score)
+        states = optuna.trial.TrialState
+        state = states.RUNNING if score is None else states.FAIL if math.isnan(score) else states.COMPLETE
+        value = score if state == states.COMPLETE else None
+        trial = optuna.trial.create_trial(state=state, params=dict(values), distributions=spaces, value=value)
         study.add_trial(trial)
     found: dict[str, Scalar] = study.ask(spaces).params
     return found

@@ -13,7 +13,7 @@ from hydramix_dist.evaluation.results import ArmSummary
 from hydramix_dist.evaluation.sweep_results import DataPart, SweepResults
 from hydramix_dist.evaluation.wording import percent
 from hydramix_dist.orchestration.sweep.design import with_values
-from hydramix_dist.orchestration.sweep.standing import Standing
+from hydramix_dist.orchestration.sweep.standing import Line, Standing
 from hydramix_dist.store import Store
 
 
@@ -57,18 +57,20 @@ def _write(
     said = [note]
     pilot = build(PilotSettings, tree, "the settings selected")
     said.append(_put(folder, "pilot.yaml", dump(pilot), note, f"hydramix pilot {data} --preset"))
-    common = {"data": data, "shots": best.shots, "seed": whole.seeds[0], "validation": whole.validation}
+    finished = _first_finished(standing, part.name, best)
+    common = {"data": data, "shots": best.shots, "seed": finished.facts["seed"], "validation": whole.validation}
     common["runtime"] = dump(whole.runtime)
     settings = pilot.arms[best.arm]
     if settings.generator is not None:
         alone = common | {"generator": tree["generators"][settings.generator]}
         build(GeneratorTrainingSettings, alone, "the settings selected")
         said.append(_put(folder, "generator.yaml", alone, note, "hydramix train generator"))
-    trained = _generator_run(standing, part.name, best)
+    key = finished.result["generator_key"]
+    shared = Store(standing.record["facts"]["shared"])
     alone = common | {
         "test_limit": whole.test_limit,
         "augmentation": settings.augmentation,
-        "generator_run": trained,
+        "generator_run": None if key is None else shared.path(f"generators/{key}"),
         "pixels": tree["arms"][best.arm]["pixels"],
         "classifier": dump(pilot.classifier_of(best.arm)),
     }
@@ -90,7 +92,9 @@ def _best(part: DataPart, arm: str | None, shots: int | None) -> ArmSummary:
         raise UserError(
             f"--arm '{arm}' has no finished result there{nearest(arm, names)}; there are {', '.join(names)}"
         )
-    return max((s for s in here if arm in (None, s.arm)), key=lambda summary: summary.mean)
+    asked = [summary for summary in here if arm in (None, summary.arm)]
+    most = max(summary.n for summary in asked)  # a mean of fewer seeds is the luckier one
+    return max((summary for summary in asked if summary.n == most), key=lambda summary: summary.mean)
 
 
 def _chosen(results: SweepResults, part: DataPart, arm: str, shots: int) -> dict[str, Any]:
@@ -99,11 +103,10 @@ def _chosen(results: SweepResults, part: DataPart, arm: str, shots: int) -> dict
     return dict(found[0].values) if found else {}
 
 
-def _generator_run(standing: Standing, data: str, best: ArmSummary) -> str | None:
-    """Return the folder of the generator that the first seed's classifier used, None where it used none."""
-    key = f"classifiers/{data}/{best.arm}-n{best.shots}-seed{standing.whole.seeds[0]}"
-    generator = standing.lines[key].result.get("generator_key")
-    return None if generator is None else Store(standing.record["facts"]["shared"]).path(f"generators/{generator}")
+def _first_finished(standing: Standing, data: str, best: ArmSummary) -> Line:
+    """Return the arm's finished classifier of the first seed that has one: with its generator, where it needed one."""
+    keys = (f"classifiers/{data}/{best.arm}-n{best.shots}-seed{seed}" for seed in standing.whole.seeds)
+    return next(line for key in keys if (line := standing.lines[key]).state == "done")
 
 
 def _put(folder: Store, name: str, tree: dict[str, Any], note: str, command: str) -> str:

@@ -15,6 +15,7 @@ from hydramix_dist.evaluation.sweep_results import Choice, SweepResults, TrialLi
 from hydramix_dist.orchestration.sweep.design import Cell, Group, cells_of, groups_of
 from hydramix_dist.orchestration.sweep.ledger import Event, read_events
 from hydramix_dist.store import Store
+from hydramix_dist.store.lease import is_held
 from hydramix_dist.store.run import read_run, read_status
 
 
@@ -38,7 +39,7 @@ class Standing:
     settings: SweepSettings
     whole: PilotSettings
     record: Mapping[str, Any]  # run.json
-    state: str  # of the run: running, succeeded, failed
+    state: str  # of the run: running, succeeded, failed; killed: not running any more, though nobody has said so
     data: dict[str, Event]
     lines: dict[str, Line]
     groups: dict[str, Group]
@@ -101,6 +102,10 @@ def read_standing(store: Store) -> Standing:
         name = f"{cell.arm}, N={cell.shots}, seed {cell.seed}"
         standing.lines[cell.key] = Line(facts | {"seed": cell.seed, "name": name})
     _take(standing, events)
+    if state == "running" and is_held(store) is False:
+        standing.state = "killed"
+        for line in standing.lines.values():
+            line.state = "pending" if line.state == "running" else line.state
     return standing
 
 
@@ -186,7 +191,7 @@ def _trial_line(line: Line) -> TrialLine:
     return TrialLine.model_validate(
         {name: line.facts[name] for name in ("key", "kind", "data", "arm", "shots", "seed")}
         | {"state": line.state, "attempts": line.attempts, "error": line.error}
-        | {"seconds": line.result.get("seconds"), "value": line.result.get("value")}
+        | {name: line.result.get(name) for name in ("seconds", "value", "peak_memory_bytes")}
     )
 
 

@@ -60,8 +60,8 @@ class TrainingTrial(tune.Trainable):  # type: ignore[misc]
         self._end()
 
     def _end(self) -> None:
-        if self._running is not None:
-            self._running.stop()
+        if self._running is not None and not self._running.stop():
+            os._exit(1)
         self._running = None
 
 

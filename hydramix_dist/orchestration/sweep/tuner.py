@@ -7,6 +7,7 @@ import logging
 import tempfile
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -31,12 +32,20 @@ from hydramix_dist.training.classifier import classifier_length
 _log = logging.getLogger("hydramix")
 
 
+@dataclass(frozen=True)
+class Room:
+    """What a trial reserves, how many run at a time, and the GPUs that each keeps busy, its workers' included."""
+
+    resources: Mapping[str, float]
+    concurrent: int
+    gpus: float
+
+
 def run_on_tune(
     book: Book,
     settings: SweepSettings,
     work: Work,
-    resources: Mapping[str, float],
-    concurrent: int | None,
+    room: Room,
     should_stop: Callable[[], bool],
     watch: Watch,
 ) -> None:
@@ -49,10 +58,9 @@ def run_on_tune(
         pauses = trial.kind == "candidate" and races.early
         return Order(trial.key, trial.kind, trial.task, work, pauses, settings.limits.silent_minutes * 60)
 
-    told = _Told(book, races, watch, resources, office.drop.remote)
-    trainable = tune.with_resources(
-        tune.with_parameters(TrainingTrial, office=office, resources=dict(resources)), dict(resources)
-    )
+    told = _Told(book, races, watch, room.gpus, office.drop.remote)
+    resources = dict(room.resources)
+    trainable = tune.with_resources(tune.with_parameters(TrainingTrial, office=office, resources=resources), resources)
     # Of what Tune writes nothing is needed again: what happened is in the book's record.
     with tempfile.TemporaryDirectory(prefix="hydramix-tune-") as scratch:
         tuner = tune.Tuner(
@@ -61,14 +69,14 @@ def run_on_tune(
                 search_alg=_Next(book, lambda trial: ray.get(office.post.remote(trial.key, order(trial)))),
                 scheduler=races,
                 num_samples=-1,
-                max_concurrent_trials=concurrent,
+                max_concurrent_trials=room.concurrent,
                 reuse_actors=True,
                 trial_name_creator=lambda trial: str(trial.trial_id),
                 trial_dirname_creator=lambda trial: str(trial.trial_id),
             ),
             run_config=tune.RunConfig(
                 name="sweep",
-                storage_path=str(Path(scratch)),
+                storage_path=scratch,
                 callbacks=[told],
                 stop=_Ends(should_stop, told),
                 verbose=0,
@@ -97,7 +105,10 @@ def probed(design: Design) -> Probe:
         return probe(tasks, Store(shared), lambda key, done, total: None)
 
     cpus = design.settings.runtime.threads
-    found: Probe = ray.get(ray.remote(measure).options(num_cpus=cpus, num_gpus=gpus).remote())
+    try:
+        found: Probe = ray.get(ray.remote(measure).options(num_cpus=cpus, num_gpus=gpus).remote())
+    except ray.exceptions.RayTaskError as error:  # whose text is a traceback
+        raise error.cause from error
     return found
 
 
@@ -144,11 +155,11 @@ class _Told(_Here, tune.Callback):  # type: ignore[misc]
         book: Book,
         races: "_Races",
         watch: Watch,
-        resources: Mapping[str, float],
+        gpus: float,
         drop: Callable[[str], object],
     ) -> None:
         self._book, self._races, self.watch, self._drop = book, races, watch, drop
-        self._gpus = resources.get("GPU", 0.0)
+        self._gpus = gpus
         self._begun: dict[str, float] = {}
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
@@ -231,12 +242,13 @@ class _Races(_Here, FIFOScheduler):  # type: ignore[misc]
         self._known: set[str] = set()
         if self.early:
             for key, images, accuracy in book.validated_before:
-                self._judge(key, images, accuracy)
+                if self._judge(key, images, accuracy) == TrialScheduler.STOP:
+                    self.stopped[key] = (images, accuracy)
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         """Return STOP for a candidate that is among the worse of its group at this length."""
-        decision = str(TrialScheduler.CONTINUE)
         key = trial.config["key"]
+        decision = str(TrialScheduler.STOP if key in self.stopped else TrialScheduler.CONTINUE)
         for images, accuracy in result["news/validated"] if self.early else ():
             if self._judge(key, images, accuracy) == TrialScheduler.STOP:
                 self.stopped[key] = (images, accuracy)

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 
 from hydramix_dist.config.distributed import DistributedSettings
-from hydramix_dist.errors import Interrupted
+from hydramix_dist.errors import Interrupted, UserError
 from hydramix_dist.evaluation.metrics import score
 from hydramix_dist.orchestration.launch import launch
 from hydramix_dist.orchestration.ray_session import RaySession
@@ -93,7 +93,7 @@ class Running:
         self._thread.start()
 
     def news(self, seconds: float) -> News:
-        """Return what is new, at the latest after `seconds`: earlier at a validation and at the end.
+        """Return what is new after `seconds`; earlier at the end, and at a validation that it pauses at.
 
         A training that paused at its last validation goes on. Raises HangingError where it makes no progress, after
         which this process is not to be used any more.
@@ -102,7 +102,7 @@ class Running:
             self._go = not self._news.validated  # what is not told yet is judged before it goes on
             self._changed.notify_all()
             until = time.monotonic() + seconds
-            while self._news.outcome == "running" and not self._news.validated:
+            while self._news.outcome == "running" and not (self._order.pauses and self._news.validated):
                 left = until - time.monotonic()
                 if left <= 0:
                     break
@@ -113,13 +113,14 @@ class Running:
             news, self._news = self._news, News(self._news.outcome, self._news.images, self._news.total)
             return news
 
-    def stop(self) -> None:
-        """Have the training save and end, and wait for that as long as it shows progress."""
+    def stop(self) -> bool:
+        """Have the training save and end, wait for that as long as it shows progress, and return whether it has."""
         with self._changed:
             self._stop = self._go = True
             self._changed.notify_all()
         while self._thread.is_alive() and time.monotonic() - self._alive < self._order.silent_seconds:
             self._thread.join(1.0)
+        return not self._thread.is_alive()
 
     # ---- in the thread
 
@@ -130,7 +131,7 @@ class Running:
                 held.when_lost(self._lose)
                 reused = order.work is alone and finished_result(order.task) is not None
                 result = order.work(order.task, self._progress, lambda: self._stop, [_Validations(self._validated)])
-            self._end("done", summary={**summary(order.kind, order.task, result), "reused": reused})
+            self._end("done", kept={**kept_of(order, result), "reused": reused})
         except HeldError:
             self._end("busy")
         except Interrupted:
@@ -138,14 +139,15 @@ class Running:
         except Exception as error:
             out_of_memory = isinstance(error, MemoryError | torch.OutOfMemoryError)
             _log.error("%s failed\n%s", order.task.name, traceback.format_exc())
-            reason = f"{type(error).__name__}: {error}".strip().rstrip(":")
+            told = isinstance(error, UserError)  # a sentence already
+            reason = str(error) if told else f"{type(error).__name__}: {error}".strip().rstrip(":")
             self._end("failed", error=f"out of memory ({reason})" if out_of_memory else reason)
         finally:
             faulthandler.cancel_dump_traceback_later()
 
-    def _end(self, outcome: Outcome, summary: dict[str, Any] | None = None, error: str | None = None) -> None:
+    def _end(self, outcome: Outcome, kept: dict[str, Any] | None = None, error: str | None = None) -> None:
         with self._changed:
-            self._news.outcome, self._news.summary, self._news.error = outcome, summary or {}, error
+            self._news.outcome, self._news.summary, self._news.error = outcome, kept or {}, error
             self._changed.notify_all()
 
     def _lose(self) -> None:
@@ -188,12 +190,15 @@ class _Validations:
             self.tell(images, values["validation_accuracy_ratio"])
 
 
-def summary(kind: Kind, task: Task, result: Mapping[str, Any]) -> dict[str, Any]:
+def kept_of(order: Order, result: Mapping[str, Any]) -> dict[str, Any]:
     """Return what the record of a sweep keeps of a result: scores, costs, no predictions.
 
-    `seconds` are those that a training kept its cores (or its GPU) busy, whatever else was running beside it.
+    `seconds` of a process that trains on CPUs are those that it kept them busy, whatever else was running beside it;
+    on a GPU, and of several workers, they are those by the clock.
     """
+    kind, task = order.kind, order.task
     on_cpu = not torch.cuda.is_available() or task.runtime.device == "cpu"
+    on_cpu = on_cpu and not isinstance(order.work, Together)
     kept: dict[str, Any] = {
         "seconds": result["cpu_seconds"] / task.runtime.threads if on_cpu else result["seconds"],
         "wall_seconds": result["seconds"],
