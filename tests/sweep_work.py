@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -29,14 +29,13 @@ from hydramix_dist.orchestration.sweep.book import Book
 from hydramix_dist.orchestration.sweep.run import Sweep, run_sweep
 from hydramix_dist.orchestration.sweep.standing import read_standing
 from hydramix_dist.orchestration.sweep.watch import Watch
-from hydramix_dist.orchestration.sweep.work import alone
-from hydramix_dist.orchestration.tasks import ClassifierTask, GeneratorTask, Task
+from hydramix_dist.orchestration.sweep.work import Work, alone
+from hydramix_dist.orchestration.tasks import ClassifierTask, GeneratorTask, Progress, ShouldStop, Task
 from hydramix_dist.orchestration.train import finished_result
 from hydramix_dist.store import Store
 from hydramix_dist.telemetry import Sink
 
-GIL_SECONDS = 3600
-Begin = Callable[[Task, Callable[[int, int], None], Callable[[], bool], Sequence[Sink]], dict[str, Any]]
+HANGING_SECONDS = 3600
 PROGRAM = """
 import sys
 sys.path.insert(0, sys.argv[1])
@@ -96,19 +95,19 @@ class Counted:
     """
 
     file: Path
-    work: Begin = alone
+    work: Work = alone
     gate: Path | None = None
 
     def __call__(
-        self, task: Task, progress: Callable[[int, int], None], should_stop: Callable[[], bool], sinks: Sequence[Sink]
+        self, task: Task, progress: Progress, should_stop: ShouldStop, sinks: Sequence[Sink]
     ) -> dict[str, Any]:
-        name = Store(task.folder_url).name
-        if finished_result(task) is None:
+        name, to_do = Store(task.folder_url).name, finished_result(task) is None
+        if to_do:
             self._note("begun", name)
             if self.gate is not None and isinstance(task, GeneratorTask):
                 tiny.wait_for(self.gate.exists, 240)
         result = self.work(task, progress, should_stop, sinks)
-        if not self.of("finished")[name]:
+        if to_do or not self.of("finished")[name]:
             self._note("finished", name)
         return result
 
@@ -122,9 +121,7 @@ class Counted:
             file.write(f"{what} {name}\n")
 
 
-def quick(
-    task: Task, progress: Callable[[int, int], None], should_stop: Callable[[], bool], sinks: Sequence[Sink]
-) -> dict[str, Any]:
+def quick(task: Task, progress: Progress, should_stop: ShouldStop, sinks: Sequence[Sink]) -> dict[str, Any]:
     """Return at once what a training of no length could have come to."""
     progress(1, 1)
     cost = {"seconds": 0.1, "cpu_seconds": 0.1, "images_seen": 1, "peak_memory_bytes": 1}
@@ -147,7 +144,7 @@ class Faulty:
         return [int(line) for line in path.read_text().splitlines()] if path.exists() else []
 
     def __call__(
-        self, task: Task, progress: Callable[[int, int], None], should_stop: Callable[[], bool], sinks: Sequence[Sink]
+        self, task: Task, progress: Progress, should_stop: ShouldStop, sinks: Sequence[Sink]
     ) -> dict[str, Any]:
         arm = task.arm if isinstance(task, ClassifierTask) else "generator"
         first = not self.attempts(arm)
@@ -161,9 +158,9 @@ class Faulty:
         if arm in ("fails", "generator"):
             raise ValueError(f"the {arm} has no such luck")
         if arm == "sleeps" and first:
-            time.sleep(GIL_SECONDS)
+            time.sleep(HANGING_SECONDS)
         if arm == "holds" and first:
-            ctypes.PyDLL(None).sleep(GIL_SECONDS)  # a C call that lets no other thread run
+            ctypes.PyDLL(None).sleep(HANGING_SECONDS)  # a C call that lets no other thread run
         if arm == "waits":
             tiny.wait_for(should_stop, 120)
             raise Interrupted("saved")
