@@ -72,7 +72,9 @@ def outcome(folder: Store, result: dict[str, Any]) -> dict[str, Any]:
     assert newest is not None
     records = [json.loads(line) for line in folder.read("metrics.jsonl").splitlines()]
     return {
-        "result": {key: value for key, value in result.items() if key not in ("seconds", "peak_memory_bytes")},
+        "result": {
+            key: value for key, value in result.items() if key not in ("seconds", "cpu_seconds", "peak_memory_bytes")
+        },
         "metrics": {
             (key, record["images"]): value
             for record in records

@@ -84,6 +84,9 @@ def nodes() -> Iterator[Nodes]:
             dir="/tmp", ignore_cleanup_errors=True
         ) as folder:  # its sockets' paths are short
             head = {"num_cpus": 0, "object_store_memory": MEMORY, "include_dashboard": False, "temp_dir": folder}
+            # Ray writes the head's address below its default folder, which it makes for the default session alone.
+            patch.setenv("RAY_TMPDIR", folder)
+            (Path(folder) / "ray").mkdir()
             cluster = Cluster(initialize_head=True, head_node_args=head | {"_system_config": QUICKLY})
             try:
                 yield Nodes(cluster)

@@ -35,7 +35,7 @@ def final(folder: Path) -> dict[str, Any]:
 
 def measured(result: Mapping[str, Any]) -> dict[str, Any]:
     """Return a result without what a clock and the memory say."""
-    return {key: value for key, value in result.items() if key not in ("seconds", "peak_memory_bytes")}
+    return {key: value for key, value in result.items() if key not in ("seconds", "cpu_seconds", "peak_memory_bytes")}
 
 
 # ---- stopping and going on
