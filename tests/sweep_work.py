@@ -23,7 +23,7 @@ from sweep_books import tiny_images
 from hydramix_dist.config.axes import expanded
 from hydramix_dist.config.load import build
 from hydramix_dist.config.sweep import SweepSettings
-from hydramix_dist.errors import Interrupted, UserError
+from hydramix_dist.errors import Interrupted, StoreAwayError, UserError
 from hydramix_dist.orchestration.pool import Ended
 from hydramix_dist.orchestration.sweep.book import Book
 from hydramix_dist.orchestration.sweep.run import Sweep, run_sweep
@@ -153,6 +153,8 @@ class Faulty:
         progress(1, 2)
         if arm == "killed" and first:
             os.kill(os.getpid(), signal.SIGKILL)
+        if arm == "away" and first:
+            raise StoreAwayError("no answer")
         if arm == "memory":
             raise MemoryError("no such luck")
         if arm in ("fails", "generator"):

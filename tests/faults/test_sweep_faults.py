@@ -9,6 +9,7 @@ import pytest
 import tiny
 from sweep_work import Faulty, Quiet, data_of, sweep_of, tree_of
 
+from hydramix_dist.errors import StoreAwayError
 from hydramix_dist.orchestration.sweep.ledger import read_events
 from hydramix_dist.orchestration.sweep.run import run_sweep
 from hydramix_dist.orchestration.sweep.standing import read_standing
@@ -105,6 +106,20 @@ def test_faults_concern_nobody_else_and_can_be_made_good(
     events = len(list(read_events(out)))
     over = tiny.hydramix("sweep", "resume", out.url)
     assert begun_since(out, events) == [] and "Ray" not in over.stderr
+
+
+def test_what_no_other_training_can_mend_ends_the_sweep(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    arms: dict[str, Any] = {"away": {}, "fine": {}}
+    tree = tree_of(data_of(tmp_path_factory.getbasetemp()), arms=arms, concurrent=1)
+    work, out = Faulty(tmp_path / "attempts"), Store(tmp_path / "out")
+    work.folder.mkdir()
+    sweep = sweep_of(tree, out.url, tmp_path / "shared")
+    with pytest.raises(StoreAwayError, match="no answer"):
+        run_sweep(sweep, Quiet(), work=work)
+    assert errors(out) == {} and read_standing(out).counts == {"pending": 2}, "nobody's fault, no attempt of anybody's"
+    assert run_sweep(sweep, Quiet(), work=work).counts == {"done": 2}
 
 
 @pytest.mark.full

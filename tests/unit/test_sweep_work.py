@@ -14,7 +14,7 @@ import torch
 from sweep_books import design_of, settings_of, tiny_images
 
 from hydramix_dist.data.dataset import Dataset
-from hydramix_dist.errors import Interrupted, UserError
+from hydramix_dist.errors import Interrupted, StoreAwayError, UserError
 from hydramix_dist.orchestration.sweep.design import Design, Trial
 from hydramix_dist.orchestration.sweep.work import HangingError, News, Order, Running, Work, alone
 from hydramix_dist.orchestration.tasks import Progress, ShouldStop, Task
@@ -141,6 +141,11 @@ def test_a_failure_is_told_in_words(
     (news,) = until_end(Running(order_of(design, tmp_path, fails_with(error))))
     assert (news.outcome, news.error, news.summary) == ("failed", told, {})
     assert "generator hydramix, N=5, seed 0 failed\nTraceback" in caplog.text  # with all of it, for whoever looks
+
+
+def test_a_store_that_is_away_is_no_fault_of_the_training(design: Design, tmp_path: Path) -> None:
+    (news,) = until_end(Running(order_of(design, tmp_path, fails_with(StoreAwayError("no answer for 60 s")))))
+    assert (news.outcome, news.error) == ("away", "no answer for 60 s")
 
 
 def test_the_folder_is_free_after_the_end(design: Design, tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ from hydramix_dist.orchestration.sweep.work import Together, Work, alone
 from hydramix_dist.orchestration.train import check_workers
 from hydramix_dist.store import Store
 from hydramix_dist.store.lease import HeldError, exclusively
-from hydramix_dist.store.run import RunFolder, check_same_run, digest
+from hydramix_dist.store.run import RunFolder, check_same_run, digest, read_status
 from hydramix_dist.training import environment
 from hydramix_dist.training.classifier import classifier_length
 from hydramix_dist.training.generator import generator_length
@@ -113,6 +113,7 @@ def run_sweep(
             folder.fail(f"{counts['pending']} trainings are still to begin")
         else:
             folder.succeed()
+        standing.state = str(read_status(sweep.out)["state"])
         return standing
 
 

@@ -3,10 +3,11 @@
 Imports Ray at its top: import it late.
 """
 
+import contextlib
 import logging
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,6 +20,7 @@ from ray.tune.search import Searcher
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from hydramix_dist.config.sweep import SearchSettings, SweepSettings
+from hydramix_dist.errors import StoreAwayError
 from hydramix_dist.orchestration.sweep.book import Book
 from hydramix_dist.orchestration.sweep.design import Design, Trial
 from hydramix_dist.orchestration.sweep.probe import Probe, probe
@@ -66,7 +68,7 @@ def run_on_tune(
         tuner = tune.Tuner(
             trainable,
             tune_config=tune.TuneConfig(
-                search_alg=_Next(book, lambda trial: ray.get(office.post.remote(trial.key, order(trial)))),
+                search_alg=_Next(book, lambda trial: ray.get(office.post.remote(trial.key, order(trial))), told),
                 scheduler=races,
                 num_samples=-1,
                 max_concurrent_trials=room.concurrent,
@@ -89,6 +91,8 @@ def run_on_tune(
         finally:
             told.close()
             ray.kill(office)
+    if told.error is not None:
+        raise told.error
 
 
 def nodes() -> list[Mapping[str, float]]:
@@ -125,12 +129,18 @@ class _Here:
 class _Next(_Here, Searcher):  # type: ignore[misc]
     """Tune's question for the next trial, answered by the book."""
 
-    def __init__(self, book: Book, post: Callable[[Trial], None]) -> None:
+    def __init__(self, book: Book, post: Callable[[Trial], None], told: "_Told") -> None:
         super().__init__()
-        self._book, self._post = book, post
+        self._book, self._post, self._told = book, post, told
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         """Return the next training's key; None where there is none for now, FINISHED for good."""
+        answer: dict[str, Any] | str | None = str(Searcher.FINISHED)
+        with self._told.kept():
+            answer = self._answer()
+        return answer
+
+    def _answer(self) -> dict[str, Any] | str | None:
         trial = self._book.next()
         if trial is None:
             return str(Searcher.FINISHED) if self._book.over else None
@@ -161,19 +171,24 @@ class _Told(_Here, tune.Callback):  # type: ignore[misc]
         self._book, self._races, self.watch, self._drop = book, races, watch, drop
         self._gpus = gpus
         self._begun: dict[str, float] = {}
+        self.error: Exception | None = None  # that ends the sweep: Tune would wrap it into one of its own
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Note the beginning."""
         key = trial.config["key"]
         self._begun[key] = time.monotonic()
         self.watch.running[key] = (0, 0)
-        self._book.begun(key)
+        with self.kept():
+            self._book.begun(key)
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
         """Take the news of a training."""
-        key, news = trial.config["key"], News(**result["news"])
+        with self.kept():
+            self._take(trial.config["key"], News(**result["news"]))
+
+    def _take(self, key: str, news: News) -> None:
         self.watch.running[key] = (news.images, news.total)
         for images, accuracy in news.validated:
             self._book.validated(key, images, accuracy)
@@ -190,12 +205,23 @@ class _Told(_Here, tune.Callback):  # type: ignore[misc]
             self._book.busy(key)
         else:
             self._book.put_back(key)
+            if news.outcome == "away":
+                raise StoreAwayError(news.error or "the store is away")
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Note that a process is gone, or that its training hangs."""
         key = trial.config["key"]
-        if self._book.entries[key].state == "running":  # also where its process could not even be started
-            self._fail(key, _reason(trial), self._forget(key))
+        with self.kept():
+            if self._book.entries[key].state == "running":  # also where its process could not even be started
+                self._fail(key, _reason(trial), self._forget(key))
+
+    @contextlib.contextmanager
+    def kept(self) -> Iterator[None]:
+        """Keep an error that the block raises, for which the sweep then ends."""
+        try:
+            yield
+        except Exception as error:
+            self.error = self.error or error
 
     def close(self) -> None:
         """Put back what was under way, or waiting for room, when the sweep was stopped."""
@@ -303,4 +329,4 @@ class _Ends(_Here, tune.Stopper):  # type: ignore[misc]
                 if there.get(name)
             )
             self._told.watch.look(self._told.watch)
-        return self._should_stop()
+        return self._told.error is not None or self._should_stop()

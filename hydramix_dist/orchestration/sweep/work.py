@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 
 from hydramix_dist.config.distributed import DistributedSettings
-from hydramix_dist.errors import Interrupted, UserError
+from hydramix_dist.errors import Interrupted, StoreAwayError, UserError
 from hydramix_dist.evaluation.metrics import score
 from hydramix_dist.orchestration.launch import launch
 from hydramix_dist.orchestration.ray_session import RaySession
@@ -24,7 +24,7 @@ from hydramix_dist.store.lease import HeldError, exclusively
 from hydramix_dist.telemetry import Sink
 
 Work = Callable[[Task, Progress, ShouldStop, Sequence[Sink]], dict[str, Any]]
-Outcome = Literal["running", "done", "failed", "busy", "stopped"]
+Outcome = Literal["running", "done", "failed", "busy", "stopped", "away"]
 _ARM_SECONDS = 5.0  # between two settings of the alarm that ends a process which hangs
 _GRACE_SECONDS = 60.0  # a process that hangs within one call of a library is ended so much later
 _log = logging.getLogger("hydramix")
@@ -136,6 +136,8 @@ class Running:
             self._end("busy")
         except Interrupted:
             self._end("stopped")
+        except StoreAwayError as error:  # no fault of the training
+            self._end("away", error=str(error))
         except Exception as error:
             out_of_memory = isinstance(error, MemoryError | torch.OutOfMemoryError)
             _log.error("%s failed\n%s", order.task.name, traceback.format_exc())
