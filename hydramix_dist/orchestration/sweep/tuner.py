@@ -135,17 +135,15 @@ class _Next(_Here, Searcher):  # type: ignore[misc]
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         """Return the next training's key; None where there is none for now, FINISHED for good."""
-        answer: dict[str, Any] | str | None = str(Searcher.FINISHED)
-        with self._told.kept():
-            answer = self._answer()
-        return answer
-
-    def _answer(self) -> dict[str, Any] | str | None:
-        trial = self._book.next()
-        if trial is None:
-            return str(Searcher.FINISHED) if self._book.over else None
-        self._post(trial)
-        return {"key": trial.key}
+        try:
+            trial = self._book.next()
+            if trial is None:
+                return str(Searcher.FINISHED) if self._book.over else None
+            self._post(trial)
+            return {"key": trial.key}
+        except Exception as error:
+            self._told.keep(error)
+            return str(Searcher.FINISHED)
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Do nothing: the book hears of it from the callback."""
@@ -178,14 +176,14 @@ class _Told(_Here, tune.Callback):  # type: ignore[misc]
         key = trial.config["key"]
         self._begun[key] = time.monotonic()
         self.watch.running[key] = (0, 0)
-        with self.kept():
+        with self._kept():
             self._book.begun(key)
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
         """Take the news of a training."""
-        with self.kept():
+        with self._kept():
             self._take(trial.config["key"], News(**result["news"]))
 
     def _take(self, key: str, news: News) -> None:
@@ -211,17 +209,20 @@ class _Told(_Here, tune.Callback):  # type: ignore[misc]
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Note that a process is gone, or that its training hangs."""
         key = trial.config["key"]
-        with self.kept():
+        with self._kept():
             if self._book.entries[key].state == "running":  # also where its process could not even be started
                 self._fail(key, _reason(trial), self._forget(key))
 
     @contextlib.contextmanager
-    def kept(self) -> Iterator[None]:
-        """Keep an error that the block raises, for which the sweep then ends."""
+    def _kept(self) -> Iterator[None]:
         try:
             yield
         except Exception as error:
-            self.error = self.error or error
+            self.keep(error)
+
+    def keep(self, error: Exception) -> None:
+        """Keep an error, for which the sweep then ends."""
+        self.error = self.error or error
 
     def close(self) -> None:
         """Put back what was under way, or waiting for room, when the sweep was stopped."""
