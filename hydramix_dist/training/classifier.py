@@ -106,7 +106,8 @@ class ClassifierTraining:
         return self._predict(held_out).argmax(1)
 
     def _accuracy(self, held_out: HeldOut) -> float:
-        return float((self.predictions(held_out) == held_out.labels_N).double().mean())
+        predicted_N = self._predict(held_out).argmax(1)
+        return float((predicted_N == held_out.labels_N).double().mean())
 
     def _predict(self, held_out: HeldOut) -> Tensor:
         return predict_together(self.engines["classifier"].module, held_out, self._group)
