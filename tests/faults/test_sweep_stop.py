@@ -77,6 +77,7 @@ def test_ctrl_c_saves_all_and_the_sweep_goes_on(tmp_path: Path, tmp_path_factory
         assert later and all(record["images"] >= stopped_at[folder] for record in later), "it went on from there"
 
 
+@pytest.mark.full
 def test_at_a_limit_the_rest_is_left(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     tree = tree_of(data_of(tmp_path_factory.getbasetemp()), arms={"fine": {}, "well": {}, "waits": {}}, concurrent=1)
     work, out = Faulty(tmp_path / "attempts"), tmp_path / "out"

@@ -212,6 +212,7 @@ def test_arm_without_select(finished: Path, capsys: pytest.CaptureFixture[str]) 
     assert "give --select FOLDER with them" in refusal(capsys, "results", finished, "--arm", "baseline")
 
 
+@pytest.mark.full
 def test_more_at_a_time_than_the_machine_has_room_for(config: Path, tmp_path: Path) -> None:
     done = tiny.hydramix("sweep", config, "concurrent=64", "--out", tmp_path / "out", check=2)
     (line,) = (line for line in done.stderr.splitlines() if line.startswith("error:"))

@@ -81,6 +81,7 @@ def test_asha_stops_the_worse_and_chooses_the_best(tmp_path: Path, tmp_path_fact
     assert standing.lines["classifiers/data/baseline-n5-seed0"].state == "done"
 
 
+@pytest.mark.full
 def test_optuna_asks_by_what_it_has_heard(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     search = {"method": "optuna", "trials": 14, "space": SPACE}
     tree = tree_of(data_of(tmp_path_factory.getbasetemp()), arms={"baseline": {}}, search=search, concurrent=1)

@@ -123,7 +123,6 @@ def test_a_trial_on_the_cpu_has_no_device_to_limit() -> None:
     assert not torch.cuda.is_initialized()
 
 
-@pytest.mark.service
 def test_a_trial_runs_out_of_its_share_before_its_neighbours() -> None:
     if not torch.cuda.is_available():
         pytest.skip("no GPU")
