@@ -110,7 +110,7 @@ class LimitSettings(Settings):
     """When a sweep ends though not all is done; `sweep resume` with larger ones goes on."""
 
     trials: Annotated[int | None, Field(ge=1, description="trainings finished; null: no limit")] = None
-    hours: Annotated[float | None, Field(gt=0, description="by the clock, of each session; null: no limit")] = None
+    hours: Annotated[float | None, Field(gt=0, description="by the clock, for each command; null: no limit")] = None
     gpu_hours: Annotated[
         float | None, Field(gt=0, description="sum over trainings of time x share of a GPU; null: no limit")
     ] = None

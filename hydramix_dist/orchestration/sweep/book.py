@@ -111,7 +111,7 @@ class Book:
 
     @property
     def unfinished(self) -> bool:
-        """Return whether there is something left that this session was to begin."""
+        """Return whether there is something left to begin before it is over."""
         if self._only is not None:
             return any(self.entries[key].state == "pending" for key in self._only)
         return bool(self.counts["pending"] or any(not race.over for race in self._races.values()))

@@ -35,7 +35,7 @@ from hydramix_dist.training.classifier import classifier_length
 from hydramix_dist.training.generator import generator_length
 from hydramix_dist.training.loop import prepare_device
 
-# What may change from one session to the next; all else makes a sweep this one.
+# What may change from one command to the next; all else makes a sweep this one.
 CHANGEABLE = ("limits", "priorities", "distributed", "concurrent")
 _WAIT_SECONDS = 2.0  # between two looks whether another process has imported what this one needs
 
@@ -58,7 +58,7 @@ class Sweep:
 
 
 def identity_of(settings: SweepSettings) -> dict[str, Any]:
-    """Return the settings that make a sweep this one: all but those that a later session may change."""
+    """Return the settings that make a sweep this one: all but those that a later command may change."""
     tree: dict[str, Any] = json.loads(json.dumps(dump(settings)))
     return {"settings": {key: value for key, value in tree.items() if key not in CHANGEABLE}}
 
@@ -72,7 +72,7 @@ def run_sweep(
 ) -> Standing:
     """Carry the sweep out as far as its limits let it; return where it stands then.
 
-    What failed for good in an earlier session stays so, unless `only_failed`: then nothing else is begun. `work` is
+    What failed for good under an earlier command stays so, unless `only_failed`: then nothing else is begun. `work` is
     what carries a training out, in place of the training itself, which is then not measured before. Raises
     Interrupted when asked to stop, UserError for bad input, for a folder that holds another sweep, and where another
     process is running in it.

@@ -73,7 +73,7 @@ class Standing:
 
 
 def read_settings(store: Store, assignments: Sequence[str] = ()) -> tuple[SweepSettings, PilotSettings]:
-    """Return the settings of the sweep in a folder as of its last session, and the comparison that they come to.
+    """Return the settings of the sweep in a folder as its last command had them, and the comparison that they come to.
 
     `assignments` ("limits.hours=8") are laid over. Raises UserError where the folder holds none.
     """
