@@ -23,6 +23,11 @@ class AxisSettings(Settings):
     @classmethod
     def _plain_list(cls, value: Any) -> Any:
         tree = {"values": value} if isinstance(value, list | tuple) else value
+        if isinstance(tree, dict) and "values" not in tree:
+            raise ValueError(
+                "an axis is a list, or has values and arms; its key has dots of its own, so on the command line axes "
+                "are given whole: axes='{generator.mix.count: [2, 3]}'"
+            )
         for inner in tree.get("values") or () if isinstance(tree, dict) else ():
             if isinstance(inner, list | dict):
                 raise ValueError(f"an axis has single values (texts, numbers, true, false, null), not {inner}")
