@@ -87,7 +87,7 @@ def measure_stage(stage: int, folder: str, micro_batch: int, width: int, saves: 
                 result.gathering.append(gathering)
                 result.stall.append(stall)
                 result.writing += writing
-                result.written += [taken for _, taken in saver.finished()]
+                result.written += [saved.seconds for saved in saver.finished()]
                 result.note_copy(states)
             saver.finished()
     return result

@@ -137,7 +137,7 @@ def context(
     store = folder if isinstance(folder, Store) else Store(folder)
     with Journal(store, "metrics.jsonl") if group.rank == 0 else contextlib.nullcontext() as journal:
         sinks = [] if journal is None else [JsonlSink(journal.write)]
-        yield Context(group, store, Recorder(sinks, role=role), runtime, lambda done, total: None, should_stop)
+        yield Context(group, store, Recorder(sinks, run="tiny", role=role, arm="tiny"), runtime, lambda done, total: None, should_stop)
 
 
 def run_generator(

@@ -22,6 +22,7 @@ from hydramix_dist.checkpoint.state import EngineState, file_names
 from hydramix_dist.errors import DamagedError, UserError
 from hydramix_dist.store import Store
 from hydramix_dist.store.run import digest
+from hydramix_dist.store.traffic import traffic
 
 SCHEMA_VERSION = 1
 _FOLDER = "checkpoints"
@@ -50,11 +51,12 @@ def save(
     *,
     keep: int,
     score: float | None = None,
-) -> None:
-    """Commit a checkpoint, then remove all but it, the newest before it (`keep` in all) and the best-scored one.
+) -> int:
+    """Commit a checkpoint and return its bytes; all but it, the newest before it (`keep` in all) and the best one go.
 
-    `score` is given only where a validation part exists: the test set never chooses. A checkpoint of more images is a
-    broken one that the training went back from: it goes too, so that it never stands in the place of a whole one.
+    `score`, by which one is the best, is given only where a validation part exists: the test set never chooses. A
+    checkpoint of more images is a broken one that the training went back from: it goes too, so that it never stands in
+    the place of a whole one.
     """
     folder, there = _folder(images), _folders_there(store)
     if folder in there:  # of a killed save, or a broken one that the training went back from
@@ -75,6 +77,7 @@ def save(
     manifest["sha256"] = digest(manifest)
     store.put(f"{folder}/manifest.json", (json.dumps(manifest, indent=2) + "\n").encode())
     _prune(store, there | {folder: True}, folder, keep)
+    return sum(int(entry["bytes"]) for entry in entries)
 
 
 def load_newest(store: Store, weights_of: str | None = None) -> Checkpoint | None:
@@ -88,6 +91,7 @@ def load_newest(store: Store, weights_of: str | None = None) -> Checkpoint | Non
         try:
             return _load(store, folder, fallbacks, weights_of)
         except BrokenError as broken:
+            traffic.count(verification_failures=1)
             _log.warning("checkpoint %s is broken (%s); going back to the one before", store.path(folder), broken)
     if folders:
         raise UserError(
@@ -105,6 +109,7 @@ def load(store: Store, images: int) -> Checkpoint:
     try:
         return _load(store, folder, fallbacks=0, weights_of=None)
     except BrokenError as broken:
+        traffic.count(verification_failures=1)
         raise UserError(
             f"checkpoint {store.path(folder)} cannot be loaded ({broken}); run the command again, it chooses anew"
         ) from broken

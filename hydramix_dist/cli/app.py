@@ -38,6 +38,9 @@ WorkersOption = Annotated[
 AddressOption = Annotated[
     str | None, typer.Option(help="a running Ray cluster to train on, HOST:PORT of its head; none: this machine")
 ]
+MetricsOption = Annotated[
+    int | None, typer.Option(min=1, max=65000, help="export metrics for Prometheus at this port, or the next free one")
+]
 TrainingFolder = Annotated[str, typer.Argument(help="folder of a training, also one inside a pilot's folder")]
 JsonFlag = Annotated[bool, typer.Option("--json", help="print one JSON object for machines")]
 
@@ -65,6 +68,7 @@ def pilot(
     set_: Annotated[list[str] | None, typer.Option("--set", help="any setting, key=value; may be repeated")] = None,
     workers: WorkersOption = None,
     address: AddressOption = None,
+    metrics_port: MetricsOption = None,
     out: Annotated[
         str | None, typer.Option(help="folder of the run; none: runs/ and a name made of data and settings")
     ] = None,
@@ -72,11 +76,12 @@ def pilot(
     json_: JsonFlag = False,
 ) -> None:
     """Compare arms with and without mixing on one image set, and write a report that says whether mixing helped."""
+    from hydramix_dist.cli.options import metrics_exported
     from hydramix_dist.cli.pilot import pilot_command
 
-    raise typer.Exit(
-        pilot_command(data, preset, shots, seeds, arms, mix, set_ or [], workers, address, out, resume, json_)
-    )
+    with metrics_exported(metrics_port):
+        code = pilot_command(data, preset, shots, seeds, arms, mix, set_ or [], workers, address, out, resume, json_)
+    raise typer.Exit(code)
 
 
 @app.command()
@@ -88,15 +93,19 @@ def train(
     ] = None,
     workers: WorkersOption = None,
     address: AddressOption = None,
+    metrics_port: MetricsOption = None,
     out: Annotated[
         str | None, typer.Option(help="folder of the run; none: runs/ and a name made of data and settings")
     ] = None,
     json_: JsonFlag = False,
 ) -> None:
     """Train one generator or classifier, in this process or over several workers; typed again, it goes on."""
+    from hydramix_dist.cli.options import metrics_exported
     from hydramix_dist.cli.train import train_command
 
-    raise typer.Exit(train_command(kind.value, config, assignments or [], workers, address, out, json_))
+    with metrics_exported(metrics_port):
+        code = train_command(kind.value, config, assignments or [], workers, address, out, json_)
+    raise typer.Exit(code)
 
 
 class _SweepGroup(typer.core.TyperGroup):
@@ -132,15 +141,19 @@ def sweep_run(
         str | None, typer.Option(help="folder of generators and imported images; none: `shared` beside the sweep")
     ] = None,
     address: AddressOption = None,
+    metrics_port: MetricsOption = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="show the trainings and their expected cost; train nothing")
     ] = False,
     json_: JsonFlag = False,
 ) -> None:
     """Run a sweep in parallel on what the machine or cluster has; typed again, it goes on."""
+    from hydramix_dist.cli.options import metrics_exported
     from hydramix_dist.cli.sweep import run_command
 
-    raise typer.Exit(run_command(config, assignments or [], out, shared, address, dry_run, json_))
+    with metrics_exported(metrics_port):
+        code = run_command(config, assignments or [], out, shared, address, dry_run, json_)
+    raise typer.Exit(code)
 
 
 @sweep_app.command("status")
@@ -159,15 +172,19 @@ def sweep_resume(
         typer.Argument(metavar="[KEY=VALUE]...", help="limits, priorities, distributed or concurrent"),
     ] = None,
     address: AddressOption = None,
+    metrics_port: MetricsOption = None,
     only_failed: Annotated[
         bool, typer.Option("--only-failed", help="try what has failed for good once more, and nothing else")
     ] = False,
     json_: JsonFlag = False,
 ) -> None:
     """Go on with a sweep; what is finished is not run again."""
+    from hydramix_dist.cli.options import metrics_exported
     from hydramix_dist.cli.sweep import resume_command
 
-    raise typer.Exit(resume_command(name, assignments or [], address, only_failed, json_))
+    with metrics_exported(metrics_port):
+        code = resume_command(name, assignments or [], address, only_failed, json_)
+    raise typer.Exit(code)
 
 
 @sweep_app.command("results")
@@ -226,6 +243,21 @@ def doctor(
     from hydramix_dist.cli.doctor import doctor_command
 
     raise typer.Exit(doctor_command(folder, store, json_))
+
+
+@app.command()
+def exporter(
+    port: Annotated[
+        int | None, typer.Option(min=1, max=65000, help="of the endpoint; none: HYDRAMIX_METRICS' port, else 9464")
+    ] = None,
+    host: Annotated[
+        str | None, typer.Option(help="address to listen on, 0.0.0.0 for all; none: HYDRAMIX_METRICS' host")
+    ] = None,
+) -> None:
+    """Serve this node's metrics to Prometheus until Ctrl-C or SIGTERM, whether something trains or not."""
+    from hydramix_dist.cli.exporter import exporter_command
+
+    raise typer.Exit(exporter_command(port, host))
 
 
 @data_app.command("import")

@@ -1,9 +1,41 @@
 """Values of options that more than one command takes."""
 
+import contextlib
+import json
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
+from hydramix_dist.cli.console import error_console
 from hydramix_dist.config.load import configs_root
+from hydramix_dist.config.metrics import VARIABLE, metrics_settings
 from hydramix_dist.errors import UserError, nearest
+from hydramix_dist.telemetry.starting import ensure_exporter
+
+
+@contextlib.contextmanager
+def metrics_exported(port: int | None) -> Iterator[None]:
+    """Have this process and all that it starts export metrics while the block runs, and say where.
+
+    At `port`, else as HYDRAMIX_METRICS says, which may be not at all. What cannot be exported stops nothing.
+    """
+    before = os.environ.get(VARIABLE)
+    if port is not None:
+        os.environ[VARIABLE] = json.dumps(metrics_settings().model_dump() | {"port": port})
+    settings = metrics_settings()
+    if settings.port is not None:
+        hello = ensure_exporter(settings)
+        if hello is not None:
+            taken = f" (port {settings.port} is in use)" if hello.taken else ""
+            text = f"metrics at {hello.url}{taken}"
+            error_console().print(text, highlight=False, markup=False, soft_wrap=True)
+    try:
+        yield
+    finally:
+        if before is None:
+            os.environ.pop(VARIABLE, None)
+        else:
+            os.environ[VARIABLE] = before
 
 
 def settings_file(option: str, folder: str, name: str) -> Path:

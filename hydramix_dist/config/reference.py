@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from hydramix_dist.config import metrics, store
 from hydramix_dist.config.schema import PilotSettings
-from hydramix_dist.config.store import VARIABLE, StoreSettings
 from hydramix_dist.config.sweep import SweepSettings
 from hydramix_dist.config.training import ClassifierTrainingSettings, GeneratorTrainingSettings
 
@@ -90,8 +90,12 @@ def settings_reference() -> str:
         inner = f"Beside these keys: `{kind}`, `runtime` and `distributed`, as above"
         inner += " (`generator` as `generators.<name>`)" if kind == "generator" else ""
         parts.append(f"{_table(f'Top level of `hydramix train {kind}`', section)}\n{inner}.\n")
-    schema = StoreSettings.model_json_schema()
-    parts.append(_table(f"Object storage: what `{VARIABLE}` holds", next(_walk(schema, {}, ""))))
+    for title, variable, model in (
+        ("Object storage", store.VARIABLE, store.StoreSettings),
+        ("Metrics", metrics.VARIABLE, metrics.MetricsSettings),
+    ):
+        section = next(_walk(model.model_json_schema(), {}, ""))
+        parts.append(_table(f"{title}: what `{variable}` holds", section))
     return "".join(parts)
 
 

@@ -16,6 +16,7 @@ from hydramix_dist.data.ranges import Range, read_ranges
 from hydramix_dist.errors import DamagedError, UserError
 from hydramix_dist.store import Store
 from hydramix_dist.store.cache import Cache, node_cache
+from hydramix_dist.store.traffic import traffic
 
 # Bytes of one request. A shard is one: in two parts it takes a quarter longer to come, for the copy into one piece, and
 # several shards are read side by side anyway.
@@ -47,6 +48,7 @@ def read_whole(store: Store, file: FileRecord, way_out: str = IMPORT_AGAIN) -> b
             if cache:
                 cache.put(file.sha256, data)
             return data
+        traffic.count(checksum_failures=1)
     raise damaged(store, file.path, "its content is not what was written", way_out)
 
 
@@ -65,7 +67,9 @@ def read_pieces(store: Store, pieces: Sequence[Piece], way_out: str = IMPORT_AGA
                 found[position] = data
                 if cache:
                     cache.put(piece.sha256, data)
-            elif last:
+                continue
+            traffic.count(checksum_failures=1)
+            if last:
                 raise damaged(store, piece.file, f"{piece.name} is not what was written", way_out)
     return [data for data in found if data is not None]
 

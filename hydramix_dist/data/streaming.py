@@ -8,10 +8,12 @@ put it, whoever reads it, so that every image has one number on any number of wo
 Legend: n images of a block, C channels, H W pixels.
 """
 
+import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -24,7 +26,9 @@ from hydramix_dist.data.fetch import Piece, damaged, read_pieces, read_whole
 from hydramix_dist.data.manifest import FileRecord, Manifest
 from hydramix_dist.data.pool import usable_cores
 from hydramix_dist.store import Store
+from hydramix_dist.store.traffic import traffic
 
+R = TypeVar("R")
 Rows = npt.NDArray[np.int64]
 
 _AHEAD = 3  # blocks being read while one is used
@@ -64,10 +68,10 @@ def stream_encoded(split: Split, rows: Sequence[int] | Rows) -> Iterator[tuple[R
                 pending.append((block.rows, threads.submit(_read_block, split, block)))
                 if len(pending) > _AHEAD:
                     ready, encoded = pending.popleft()
-                    yield ready, encoded.result()
+                    yield ready, _awaited(encoded)
             while pending:
                 ready, encoded = pending.popleft()
-                yield ready, encoded.result()
+                yield ready, _awaited(encoded)
         finally:
             for _, future in pending:
                 future.cancel()
@@ -100,8 +104,17 @@ def stream_pixels(split: Split, rows: Sequence[int] | Rows, side: int) -> Iterat
 
 def _decoded(rows: Rows, x_nHWC: npt.NDArray[np.uint8], jobs: list[Future[None]]) -> tuple[Rows, Tensor]:
     for job in jobs:
-        job.result()
+        _awaited(job)
     return rows, torch.from_numpy(x_nHWC).permute(0, 3, 1, 2)
+
+
+def _awaited(future: Future[R]) -> R:
+    """Return a result; the time it is waited for counts as a stall."""
+    began = time.monotonic()
+    try:
+        return future.result()
+    finally:
+        traffic.count(stall_seconds=time.monotonic() - began)
 
 
 @dataclass(frozen=True)

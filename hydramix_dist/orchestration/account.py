@@ -24,6 +24,7 @@ class Account:
     def __init__(self, folder: Store, distributed: DistributedSettings) -> None:
         """Take the training's run folder, for its checkpoints, and how many workers it wants."""
         self.losses = ""  # the last ones, in words
+        self.restarts = 0  # how often workers have come again after a loss
         self._folder, self._distributed = folder, distributed
         self._crew: tuple[Worker, ...] = ()  # the last one that was complete
         self._dead_nodes: set[str] = set()
@@ -50,6 +51,7 @@ class Account:
         before, self._crew = len(self._crew), crew
         if not before:
             return
+        self.restarts += 1
         folders = committed(self._folder)
         _log.warning(
             "going on with %s%s, from %s",

@@ -18,14 +18,12 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
 from hydramix_dist.store import Store
+from hydramix_dist.store.disk import existing
 from hydramix_dist.store.probe import GET, LIST, RANGED_GET, Finding, probe
 
 GIB = 2**30
 MEMORY_NEEDED = 2 * GIB  # our choice: the quick pilot on two cores with room for the system
 DISK_NEEDED = 1 * GIB  # our choice: checkpoints and report of a pilot, several times over
-
-# Declared dependencies that no command of this version calls; they are looked up, never imported.
-_NOT_NEEDED_YET = ("prometheus-client",)
 
 State = Literal["ok", "missing", "broken"]
 
@@ -57,7 +55,6 @@ def examine(out: str = ".", store: str | None = None) -> list[Check]:
         ("memory", lambda: memory_check(_memory_available())),
         ("disk", lambda: _disk(out)),
         ("output folder", lambda: _output_folder(out)),
-        *((name, lambda name=name: _later(name)) for name in _NOT_NEEDED_YET),
     ]
     return [_tried(name, check) for name, check in tries] + ([] if asked is None else store_checks(_place(asked)))
 
@@ -104,19 +101,13 @@ def _python() -> Check:
 
 def _packages() -> Check:
     """Return whether what every command needs is installed in the versions that the package asks for."""
-    needed = [requirement for requirement in _requirements() if requirement.name not in _NOT_NEEDED_YET]
+    needed = _requirements()
     problems = [check for check in map(requirement_check, needed) if check.state != "ok"]
     if not problems:
         return Check("packages", "ok", f"all {len(needed)} in the versions asked for")
     state: State = "missing" if any(check.state == "missing" for check in problems) else "broken"
     wanted = " ".join(f"'{requirement}'" for requirement in needed if requirement_check(requirement) in problems)
     return Check("packages", state, "; ".join(check.detail for check in problems), f"pip install {wanted}")
-
-
-def _later(name: str) -> Check:
-    requirement = next(requirement for requirement in _requirements() if requirement.name == name)
-    check = requirement_check(requirement)
-    return Check(name, check.state, f"{check.detail}; no command of this version needs it yet", check.mend)
 
 
 def _requirements() -> list[Requirement]:
@@ -226,8 +217,8 @@ def _disk(out: str) -> Check:
     local = Store(out).local_path()
     if local is None:
         return Check("disk", "ok", f"{out} is an object store: its free space is not known here")
-    free = shutil.disk_usage(_existing(local)).free
-    detail = f"{free / GIB:.1f} GiB free at {_existing(local)}"
+    free = shutil.disk_usage(existing(local)).free
+    detail = f"{free / GIB:.1f} GiB free at {existing(local)}"
     if free >= DISK_NEEDED:
         return Check("disk", "ok", detail)
     return Check(
@@ -253,9 +244,4 @@ def _output_folder(out: str) -> Check:
 def _place(store: Store) -> Store:
     """Return the store, or the nearest folder above it that exists on this machine's disk: a check makes none."""
     local = store.local_path()
-    return store if local is None else Store(_existing(local))
-
-
-def _existing(path: Path) -> Path:
-    """Return the path, or its nearest parent that exists."""
-    return next(folder for folder in (path, *path.parents) if folder.exists())
+    return store if local is None else Store(existing(local))

@@ -15,6 +15,7 @@ from hydramix_dist.config.distributed import DistributedSettings
 from hydramix_dist.errors import Interrupted
 from hydramix_dist.orchestration.account import Account, WorkersLostError, workers
 from hydramix_dist.orchestration.desk import Desk
+from hydramix_dist.orchestration.exporting import exporting
 from hydramix_dist.orchestration.ray_session import RaySession
 from hydramix_dist.orchestration.tasks import Task
 from hydramix_dist.store import Store
@@ -43,7 +44,10 @@ def launch(
     desk = ray.remote(Desk).options(num_cpus=0, scheduling_strategy=here).remote()
     store = Store(task.folder_url)
     account = Account(store, distributed)
+    stack = contextlib.ExitStack()
     try:
+        labels = {"run": task.run_name or "", "role": task.kind}
+        recorder = stack.enter_context(exporting(labels, ("Workers and disk",), store))
         run = _in_thread(_trainer(task, distributed, session, desk).fit)
         done = False
         while not done:
@@ -53,6 +57,7 @@ def launch(
             if news.progress is not None:
                 progress(*news.progress)
             account.take(news)
+            recorder.record(0, {"worker_restarts_total": account.restarts})
             if stop and not news.working and news.ending is None:
                 raise Interrupted("stopped; the same command goes on from the last checkpoint")
         session.keep_logs = session.keep_logs or bool(account.losses)
@@ -64,6 +69,7 @@ def launch(
             mark_failed(store, str(lost))
         raise
     finally:
+        stack.close()
         ray.kill(desk)
 
 

@@ -63,7 +63,14 @@ def make_plan(settings: PilotSettings, dataset: Dataset, out: Store) -> Plan:
             if generator:
                 needs[key] = generator
             tasks[key] = classifier_task(
-                settings, name, dataset, subset, rows, out.path(key), out.path(generator) if generator else None
+                settings,
+                name,
+                dataset,
+                subset,
+                rows,
+                out.path(key),
+                out.path(generator) if generator else None,
+                out.name,
             )
     return Plan(subsets, rows, tasks, needs)
 
@@ -76,6 +83,7 @@ def classifier_task(
     test_rows: Rows,
     folder_url: str,
     generator_url: str | None,
+    run_name: str,
 ) -> ClassifierTask:
     """Return the training of an arm's classifier on a subset; a generator's folder has its key for a name."""
     return ClassifierTask(
@@ -93,11 +101,12 @@ def classifier_task(
         runtime=settings.runtime,
         generator_url=generator_url,
         generator_key=generator_url.rsplit("/", 1)[-1] if generator_url else None,
+        run_name=run_name,
     )
 
 
 def generator_task(
-    settings: PilotSettings, name: str, dataset: Dataset, subset: Subset, folder: Store
+    settings: PilotSettings, name: str, dataset: Dataset, subset: Subset, folder: Store, run_name: str
 ) -> GeneratorTask:
     """Return the training of a generator on a subset, in the folder below `folder` that has its key for a name."""
     generator = settings.generators[name]
@@ -111,6 +120,7 @@ def generator_task(
         seed=subset.seed,
         settings=generator,
         runtime=settings.runtime,
+        run_name=run_name,
     )
 
 
@@ -149,7 +159,7 @@ def _add_generators(
     """Add the generators that the arms need on a subset; return each one's task key by its settings' name."""
     keys: dict[str, str] = {}
     for name in dict.fromkeys(arm.generator for arm in settings.arms.values() if arm.generator):
-        task = generator_task(settings, name, dataset, subset, out.child("generators"))
+        task = generator_task(settings, name, dataset, subset, out.child("generators"), out.name)
         keys[name] = f"generators/{Store(task.folder_url).name}"
         tasks[keys[name]] = task
     return keys

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from hydramix_dist.config.distributed import DistributedSettings
+from hydramix_dist.config.metrics import portable_metrics
 from hydramix_dist.config.schema import RuntimeSettings
 from hydramix_dist.config.store import portable
 from hydramix_dist.data.pool import usable_cores
@@ -109,7 +110,10 @@ def _private_ray(distributed: DistributedSettings, runtime: RuntimeSettings) -> 
 def _joined_cluster(distributed: DistributedSettings, runtime: RuntimeSettings, address: str) -> Iterator[RaySession]:
     environment = _unset(_COMMON | {"RAY_AUTH_MODE": "disabled"})
     # Nodes have credentials of their own (a role, their environment): a runtime environment is there for all to read.
-    with _environment(environment), _started(address=address, runtime_env={"env_vars": portable()}):
+    with (
+        _environment(environment),
+        _started(address=address, runtime_env={"env_vars": portable() | portable_metrics()}),
+    ):
         import ray
 
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]

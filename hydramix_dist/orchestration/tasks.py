@@ -24,6 +24,7 @@ from hydramix_dist.mixing.mixer import Mixer, PixelMixing
 from hydramix_dist.models.generator import Generator
 from hydramix_dist.models.placement import placed
 from hydramix_dist.models.trained import load_generator
+from hydramix_dist.orchestration.exporting import exporting_training
 from hydramix_dist.store import Store
 from hydramix_dist.store.journal import Journal
 from hydramix_dist.store.run import digest
@@ -49,6 +50,7 @@ class GeneratorTask:
     seed: int
     settings: GeneratorSettings
     runtime: RuntimeSettings
+    run_name: str | None  # of the run that it is, or is part of; None: its metrics are not exported
 
     def segment_maps(self) -> set[tuple[int, SegmentSettings]]:
         """Return the sides and settings of the segment maps it takes from the data set."""
@@ -68,8 +70,9 @@ class GeneratorTask:
         Records go to `sinks` as well as into the folder.
         """
         group = group or Alone(prepare_device(self.runtime))
-        shots = together(group, self._shots)
-        with _context(self.folder_url, "generator", self.runtime, progress, should_stop, group, sinks) as context:
+        labels = {"run": self.run_name or "", "role": self.kind}
+        with _context(self, labels, progress, should_stop, group, sinks) as context:
+            shots = together(group, self._shots)
             return train_generator(shots, self.settings, self.seed, self.identity(), self.data.url, context)
 
     def _shots(self) -> ShotSet:
@@ -95,6 +98,7 @@ class ClassifierTask:
     runtime: RuntimeSettings
     generator_url: str | None
     generator_key: str | None
+    run_name: str | None  # of the run that it is, or is part of; None: its metrics are not exported
 
     def segment_maps(self) -> set[tuple[int, SegmentSettings]]:
         """Return the sides and settings of the segment maps it takes from the data set, a generator's aside."""
@@ -109,8 +113,9 @@ class ClassifierTask:
         Records go to `sinks` as well as into the folder.
         """
         own = group or Alone(prepare_device(self.runtime))
-        inputs = together(own, lambda: self._inputs(own.device))
-        with _context(self.folder_url, "classifier", self.runtime, progress, should_stop, own, sinks) as context:
+        labels = {"run": self.run_name or "", "role": self.kind, "arm": self.arm}
+        with _context(self, labels, progress, should_stop, own, sinks) as context:
+            inputs = together(own, lambda: self._inputs(own.device))
             return train_classifier(inputs, self.settings, self.seed, self.identity(), self.data.url, context)
 
     def _inputs(self, device: torch.device) -> ClassifierInputs:
@@ -165,23 +170,23 @@ Task = GeneratorTask | ClassifierTask
 
 @contextlib.contextmanager
 def _context(
-    folder_url: str,
-    role: str,
-    runtime: RuntimeSettings,
+    task: Task,
+    labels: dict[str, str],
     progress: Progress,
     should_stop: ShouldStop,
     group: Group,
     sinks: Sequence[Sink],
 ) -> Iterator[Context]:
     """Yield what surrounds a training; of several processes, rank 0 alone records and tells its progress."""
-    store = Store(folder_url)
-    if group.rank != 0:
-        yield Context(group, store, Recorder([], role=role), runtime, lambda images, total: None, should_stop)
-        return
-    with Journal(store, "metrics.jsonl") as journal:
-        yield Context(
-            group, store, Recorder([JsonlSink(journal.write), *sinks], role=role), runtime, progress, should_stop
-        )
+    store = Store(task.folder_url)
+    with contextlib.ExitStack() as stack:
+        exported = stack.enter_context(exporting_training(task, labels, group))
+        if group.rank != 0:
+            yield Context(group, store, Recorder([], **labels), task.runtime, lambda images, total: None, should_stop)
+            return
+        journal = stack.enter_context(Journal(store, "metrics.jsonl"))
+        recorder = Recorder([JsonlSink(journal.write), *exported, *sinks], **labels)
+        yield Context(group, store, recorder, task.runtime, progress, should_stop)
 
 
 @lru_cache(maxsize=2)

@@ -168,6 +168,7 @@ def make_task(settings: TrainSettings, dataset: Dataset, out: Store) -> Task:
             seed=settings.seed,
             settings=settings.generator,
             runtime=settings.runtime,
+            run_name=out.name,
         )
     generator = _generator_key(settings.generator_run, dataset, subset.train) if settings.generator_run else None
     return ClassifierTask(
@@ -185,6 +186,7 @@ def make_task(settings: TrainSettings, dataset: Dataset, out: Store) -> Task:
         runtime=settings.runtime,
         generator_url=Store(settings.generator_run).url if settings.generator_run else None,
         generator_key=generator,
+        run_name=out.name,
     )
 
 

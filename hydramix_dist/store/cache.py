@@ -46,6 +46,7 @@ class Cache:
             return None
         if hashlib.sha256(data).hexdigest() != sha256:
             _log.warning("%s was damaged on disk; it is read from the store again", path)
+            traffic.count(checksum_failures=1)
             with contextlib.suppress(OSError):  # of a cache that may only be read
                 path.unlink()
             traffic.count(cache_misses=1)

@@ -121,3 +121,8 @@ def _concerns(error: OSError, full: str) -> bool:
         return True
     named, target = Path(os.fsdecode(error.filename)), Path(full)
     return target.is_relative_to(named) or (named.parent == target.parent and named.name.startswith(TEMPORARY))
+
+
+def existing(path: Path) -> Path:
+    """Return the path, or its nearest parent that exists."""
+    return next(folder for folder in (path, *path.parents) if folder.exists())

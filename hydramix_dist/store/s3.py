@@ -21,7 +21,7 @@ from botocore.exceptions import FlexibleChecksumError
 from fsspec.asyn import sync_wrapper
 
 from hydramix_dist.config.store import StoreSettings
-from hydramix_dist.store.s3_errors import LostUploadError, answer_to, gave_up, may_pass, short
+from hydramix_dist.store.s3_errors import LostUploadError, ShortBodyError, answer_to, cause, gave_up, may_pass, short
 from hydramix_dist.store.traffic import traffic
 
 T = TypeVar("T")
@@ -64,7 +64,10 @@ class PatientS3FileSystem(s3fs.S3FileSystem):  # type: ignore[misc]  # s3fs has 
         mark = {"Metadata": {_WRITER: uuid.uuid4().hex}} if conditional else {}
 
         async def once() -> Any:
-            return await super(PatientS3FileSystem, self)._call_s3(method, *akwarglist, **kwargs, **mark)
+            answer = await super(PatientS3FileSystem, self)._call_s3(method, *akwarglist, **kwargs, **mark)
+            if method in ("put_object", "upload_part"):
+                traffic.count(written_bytes=_size(kwargs.get("Body")))
+            return answer
 
         where = f"s3://{kwargs.get('Bucket', '')}/{kwargs.get('Key', kwargs.get('Prefix', ''))}"
         try:
@@ -96,7 +99,7 @@ class PatientS3FileSystem(s3fs.S3FileSystem):  # type: ignore[misc]  # s3fs has 
             finally:
                 answer["Body"].close()
             if len(data) != answer["ContentLength"]:
-                raise ConnectionError(f"{len(data)} bytes came, {answer['ContentLength']} were announced")
+                raise ShortBodyError(f"{len(data)} bytes came, {answer['ContentLength']} were announced")
             traffic.count(read_bytes=len(data))
             return data
 
@@ -194,7 +197,7 @@ class PatientS3FileSystem(s3fs.S3FileSystem):  # type: ignore[misc]  # s3fs has 
                 spent = time.monotonic() - began
                 if spent + wait > patience:
                     raise gave_up(where, self._server(), tries, max(patience, spent), error) from error
-                traffic.count(retries=1)
+                traffic.retry(cause(error))
                 await asyncio.sleep(wait)
             else:
                 self._answered = True
@@ -202,6 +205,10 @@ class PatientS3FileSystem(s3fs.S3FileSystem):  # type: ignore[misc]  # s3fs has 
 
     def _server(self) -> str:
         return str(self._s3.meta.endpoint_url) if self._s3 is not None else "S3"
+
+
+def _size(body: Any) -> int:
+    return len(body) if isinstance(body, bytes | bytearray | memoryview) else int(getattr(body, "size", 0))
 
 
 def s3_file_system(settings: StoreSettings) -> PatientS3FileSystem:

@@ -50,6 +50,10 @@ _PASSING_CODES = {"SlowDown", "Throttling", "ThrottlingException", "RequestLimit
 }
 
 
+class ShortBodyError(ConnectionError):
+    """Fewer bytes came than were announced."""
+
+
 class LostUploadError(OSError):
     """The store does not know an upload any more that is under way, or that was ended before: it is sent anew."""
 
@@ -62,6 +66,20 @@ def may_pass(error: BaseException) -> bool:
         return code in _PASSING_CODES or status == 429 or (status >= 500 and status != 501)
     final = isinstance(error, SSLError) or _is_tls(error) or _reading_authorities(error) is not None
     return isinstance(error, _PASSING) and not final
+
+
+def cause(error: BaseException) -> str:
+    """Return which of telemetry's causes of retries an error that may pass belongs to."""
+    answer = answer_to(error)
+    if answer is not None:
+        code, status = answer
+        throttled = status in (429, 503) or "Throttling" in code or code in ("SlowDown", "RequestLimitExceeded")
+        return "throttled" if throttled else "server"
+    # Before the others: both are kinds of connection errors, or wrapped by them.
+    if isinstance(error, TimeoutError | ConnectTimeoutError | ReadTimeoutError):
+        return "timeout"
+    short_body = ShortBodyError | aiohttp.ClientPayloadError | asyncio.IncompleteReadError | IncompleteReadError
+    return "short" if isinstance(error, short_body) else "connection"
 
 
 def explain(error: BaseException, where: str, action: str) -> UserError | None:

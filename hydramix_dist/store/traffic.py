@@ -1,31 +1,39 @@
 """What this process asked of object storage and of its node's cache, counted since it began."""
 
 import threading
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Mapping
+
+# Retries are counted by cause as well, as "retries.CAUSE".
+_NAMES = ["requests", "retries", "read_bytes", "written_bytes", "cache_hits", "cache_misses"]
+_NAMES += ["stall_seconds", "checksum_failures", "verification_failures"]
 
 
-@dataclass
 class Traffic:
     """Counters that only grow; threads may count at once."""
 
-    requests: int = 0  # tries included
-    retries: int = 0
-    read_bytes: int = 0
-    cache_hits: int = 0
-    cache_misses: int = 0
-    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._counts: Counter[str] = Counter(dict.fromkeys(_NAMES, 0))
 
-    def count(self, **more: int) -> None:
+    def count(self, **more: float) -> None:
         """Add to counters by name."""
         with self._lock:
-            for name, value in more.items():
-                setattr(self, name, getattr(self, name) + value)
+            self._counts.update(more)
 
-    def values(self) -> dict[str, int]:
+    def retry(self, cause: str) -> None:
+        """Count a request that is tried again."""
+        self.count(**{"retries": 1, f"retries.{cause}": 1})
+
+    def values(self) -> dict[str, float]:
         """Return the counters by name."""
-        return {
-            name: getattr(self, name) for name in ("requests", "retries", "read_bytes", "cache_hits", "cache_misses")
-        }
+        with self._lock:
+            return dict(self._counts)
 
 
 traffic = Traffic()
+
+
+def since(before: Mapping[str, float]) -> dict[str, float]:
+    """Return what was counted since `before`, which `values` gave, by name."""
+    return {name: value - before.get(name, 0) for name, value in traffic.values().items()}

@@ -1,5 +1,19 @@
-"""Numbers about running trainings: one table of definitions, one way to record them."""
+"""Numbers about running trainings: one table of definitions, one way to record them, one endpoint a node."""
 
-from hydramix_dist.telemetry.metrics import METRICS, JsonlSink, Metric, Recorder, Sink
+from hydramix_dist.telemetry.recorder import Histogram, JsonlSink, Recorder, Sink, Value
+from hydramix_dist.telemetry.sender import Sender, Told
+from hydramix_dist.telemetry.table import METRICS, PREFIX, SECTIONS, Metric
 
-__all__ = ["METRICS", "JsonlSink", "Metric", "Recorder", "Sink"]
+__all__ = [
+    "METRICS",
+    "PREFIX",
+    "SECTIONS",
+    "Histogram",
+    "JsonlSink",
+    "Metric",
+    "Recorder",
+    "Sender",
+    "Sink",
+    "Told",
+    "Value",
+]

@@ -74,6 +74,7 @@ class ClassifierTraining:
         if runtime.compile:
             network.compile()
         self._settings, self._seed, self._group, self._inputs = settings, seed, group, inputs
+        self._mixed_batches = 0
         shots = inputs.shots.to(group.device)
         self._order = Order(seed, "classifier/order", len(shots.ids))
         self._images_NCHW, self._labels_N = shots.images_NCHW, shots.labels_N
@@ -84,11 +85,16 @@ class ClassifierTraining:
         anchors_B = self._order.items(piece.numbers).to(self._group.device)
         mixer = self._inputs.mixer
         if mixer is not None and self._is_mixed(piece.step):
+            self._mixed_batches += piece.index == 0
             x_BCHW = mixer.mix(anchors_B, piece.numbers, piece.step, self._settings.side)
         else:
             draws = self._augmenter.draw(piece.numbers, 1)
             x_BCHW = to_float(draws.apply(self._images_NCHW[anchors_B][:, None])[:, 0])
         return {"images": x_BCHW, "labels": self._labels_N[anchors_B], "step": piece.step, "index": piece.index}
+
+    def inspect(self, batch: Mapping[str, Any]) -> Mapping[str, Tensor | float]:
+        """Return how many batches of this process were mixed so far."""
+        return {"mixed_batches_total": float(self._mixed_batches)}
 
     def evaluate(self, images: int) -> Mapping[str, float]:
         """Return accuracies in [0, 1] on the test images and, where there is one, the validation part."""

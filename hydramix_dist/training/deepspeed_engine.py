@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from hydramix_dist.checkpoint import EngineState
 from hydramix_dist.config.deepspeed import engine_config
 from hydramix_dist.config.schema import AdamSettings, SgdSettings
-from hydramix_dist.training.engine import Engine, make_optimizer
+from hydramix_dist.training.engine import Engine, gradient_norm, make_optimizer
 
 T = TypeVar("T")
 
@@ -94,6 +94,9 @@ class DeepSpeedEngine:
         self._step = 0 if state is None else state.step
         self._parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
         self._optimizer = make_optimizer(list(self._parameters.values()), optimizer)
+        self._measuring = False
+        self._norms: list[Tensor] = []  # of the gradients that the optimizer is given in one step
+        self._optimizer.register_step_pre_hook(self._note_gradients)
         self._engine, *_ = deepspeed.initialize(model=module, optimizer=self._optimizer, config=engine_config(config))
         self._stage = int(self._engine.zero_optimization_stage())
         self._passed = False
@@ -119,17 +122,36 @@ class DeepSpeedEngine:
         # DeepSpeed averages over ranks; shares sum to 1 over all ranks.
         self._engine.backward(loss * (share * dist.get_world_size()), scale_wrt_gas=False)
 
-    def step(self, lr: float) -> None:
-        """Apply the gradients, summed over all ranks, at rate `lr` and clear them.
+    def step(self, lr: float, *, measured: bool = False) -> Tensor | float | None:
+        """Apply the gradients, summed over all ranks, at rate `lr` and clear them; return their norm if `measured`.
 
         Raises FloatingPointError on all ranks where DeepSpeed left the step out for a gradient that is not finite.
         """
         for group in self._optimizer.param_groups:
             group["lr"] = lr
+        self._measuring, self._norms = measured, []
         self._engine.step()
         if not self._engine.was_step_applied():
             raise FloatingPointError(f"step {self._step}: a gradient is not finite; the step was not taken")
         self._step += 1
+        return self._gradient_norm() if measured else None
+
+    def _note_gradients(self, *_: Any) -> None:
+        if self._measuring:
+            learning = (p for group in self._optimizer.param_groups for p in group["params"])
+            self._norms.append(gradient_norm(learning))
+
+    def _gradient_norm(self) -> Tensor | float | None:
+        """Return the norm of the last step's gradients, as the optimizer saw them: summed over ranks, and whole."""
+        if self._stage == 3:  # where it steps group by group, and DeepSpeed measures anyway
+            norm: float | None = self._engine.get_global_grad_norm()
+            return norm
+        (own,) = self._norms
+        if self._stage > 0:  # of this rank's part alone
+            square = own.square()
+            dist.all_reduce(square)
+            own = square.sqrt()
+        return own
 
     def full_state(self) -> EngineState | None:
         """Return copies of weights, moments and step count, whole and in fp32, on the CPU; None but on rank 0.

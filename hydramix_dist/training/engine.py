@@ -3,6 +3,7 @@
 Loops talk to `Engine` alone. Here is the plain torch one; a sharded engine gathers its full state into the same form.
 """
 
+from collections.abc import Iterable
 from typing import Any, Protocol
 
 import torch
@@ -25,8 +26,11 @@ class Engine(Protocol):
     def backward(self, loss: Tensor, share: float) -> None:
         """Add the gradients of `share` times `loss`; the shares of all pieces of a batch, over all ranks, sum to 1."""
 
-    def step(self, lr: float) -> None:
-        """Apply the gradients, summed over all ranks, at rate `lr` and clear them."""
+    def step(self, lr: float, *, measured: bool = False) -> Tensor | float | None:
+        """Apply the gradients, summed over all ranks, at rate `lr` and clear them.
+
+        Return their norm if `measured`, which is asked of all ranks or of none.
+        """
 
     def full_state(self) -> EngineState | None:
         """Return copies of weights, moments and step count, whole and in fp32, on the CPU; None but on rank 0."""
@@ -65,13 +69,15 @@ class TorchEngine:
         """Add the gradients of `share` times `loss`."""
         (loss * share).backward()
 
-    def step(self, lr: float) -> None:
-        """Apply the gradients at rate `lr` and clear them."""
+    def step(self, lr: float, *, measured: bool = False) -> Tensor | None:
+        """Apply the gradients at rate `lr` and clear them; return their norm if `measured`."""
+        norm = gradient_norm(parameter for _, parameter in self._named) if measured else None
         for group in self._optimizer.param_groups:
             group["lr"] = lr
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
         self._step += 1
+        return norm
 
     def full_state(self) -> EngineState:
         """Return copies of weights, moments and step count on the CPU."""
@@ -94,6 +100,11 @@ class TorchEngine:
                 loaded["step"] = torch.tensor(float(state.step), device=parameter.device)
             if loaded:
                 self._optimizer.state[parameter] = loaded
+
+
+def gradient_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
+    """Return the Euclidean norm of all gradients, a scalar on their device."""
+    return torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
 
 
 def make_optimizer(parameters: list[nn.Parameter], settings: AdamSettings | SgdSettings) -> torch.optim.Optimizer:

@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import platform
+import resource
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,14 @@ def reset_peak_memory(device: torch.device) -> None:
             clear.write_text("5")
 
 
+def memory_bytes(device: torch.device) -> int:
+    """Return what this process holds now: memory of the GPU, or resident memory on a CPU; 0 where it is not known."""
+    if device.type == "cuda":
+        return int(torch.cuda.memory_reserved(device))
+    statm = Path("/proc/self/statm")
+    return int(statm.read_text().split()[1]) * resource.getpagesize() if statm.exists() else 0
+
+
 def peak_memory_bytes(device: torch.device) -> int:
     """Return the peak since the reset: allocated device memory on a GPU, resident memory of the process on a CPU."""
     if device.type == "cuda":
@@ -58,6 +67,4 @@ def peak_memory_bytes(device: torch.device) -> int:
         for line in status.read_text().splitlines():
             if line.startswith("VmHWM:"):
                 return int(line.split()[1]) * 1024
-    import resource
-
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

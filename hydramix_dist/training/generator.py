@@ -4,6 +4,7 @@ Legend: B batch, K images in a mix, N views they are made of, C channels, H W pi
 cells.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -100,6 +101,20 @@ class GeneratorTraining:
             "numbers": numbers,
         }
 
+    def inspect(self, batch: Mapping[str, Any]) -> Mapping[str, Tensor | float]:
+        """Return who wins, how much the mixes differ, and how evenly masks share them (our choice of measures)."""
+        found: dict[str, Tensor | float] = {
+            "discriminator_accuracy_real_ratio": (batch["score_real"] > 0.5).float().mean(),
+            "discriminator_accuracy_mixed_ratio": (batch["score_mixed"] < 0.5).float().mean(),
+            "generator_accuracy_ratio": (batch["score_taken"] > 0.5).float().mean(),
+        }
+        mixed_BCHW, shares_BK = batch["mixed"].float(), batch["mask"].float().mean((2, 3))
+        found["mask_entropy_ratio"] = torch.special.entr(shares_BK).sum(1).mean() / math.log(shares_BK.shape[1])
+        if len(mixed_BCHW) > 1:
+            spread = batch["views"].float().var(0, correction=0).mean()
+            found["mix_diversity_ratio"] = mixed_BCHW.var(0, correction=0).mean() / spread
+        return found
+
     def evaluate(self, images: int) -> Mapping[str, float]:
         """Return nothing: a generator is judged by the classifier it feeds."""
         return {}
@@ -114,7 +129,7 @@ class GeneratorTraining:
         reconstructed_NCHW, mixed_BCHW = self.engines["generator"](x_NCHW, batch["sources"], batch["mask"])
         # The bare discriminator: a sharded engine takes what passes through itself for its own learning.
         score_Bhw = self.engines["discriminator"].module(self._shown(mixed_BCHW, batch["numbers"], "g"))
-        batch["mixed"] = mixed_BCHW.detach()
+        batch["mixed"], batch["score_taken"] = mixed_BCHW.detach(), score_Bhw.detach()
         terms = {
             "loss_reconstruction": reconstruction_loss(reconstructed_NCHW, x_NCHW),
             "loss_perceptual": perceptual_loss(reconstructed_NCHW, x_NCHW),
@@ -135,6 +150,7 @@ class GeneratorTraining:
         )
         # One pass for both: instance norm has no statistics across samples.
         real_Bhw, mixed_Bhw = self.engines["discriminator"](torch.cat(shown)).chunk(2)
+        batch["score_real"], batch["score_mixed"] = real_Bhw.detach(), mixed_Bhw.detach()
         total = discriminator_loss(real_Bhw, mixed_Bhw)
         return total, {
             "loss_discriminator": total,

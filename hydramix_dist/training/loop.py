@@ -19,22 +19,12 @@ from hydramix_dist.checkpoint import Checkpoint
 from hydramix_dist.config.schema import RuntimeSettings
 from hydramix_dist.errors import Interrupted, UserError
 from hydramix_dist.store import Store
-from hydramix_dist.store.traffic import traffic
 from hydramix_dist.telemetry import Recorder
 from hydramix_dist.training.engine import Engine
 from hydramix_dist.training.group import Group, on_first
 from hydramix_dist.training.length import Length, Piece
+from hydramix_dist.training.meter import Meter, Noted
 from hydramix_dist.training.saving import Saver
-
-# Of the whole process, since it began: a worker that carries out several trainings counts on.
-_TRAFFIC = {
-    "requests": "store_requests_total",
-    "retries": "store_retries_total",
-    "read_bytes": "store_read_bytes_total",
-    "cache_hits": "cache_hits_total",
-    "cache_misses": "cache_misses_total",
-}
-RECORD_SECONDS = 2.0  # at most one record in this time: reading a loss makes a GPU wait
 
 
 class NonFiniteLossError(RuntimeError):
@@ -72,6 +62,9 @@ class Training(Protocol):
     def batch(self, piece: Piece) -> dict[str, Any]:
         """Return the inputs of a piece, a pure function of the numbers in it."""
 
+    def inspect(self, batch: Mapping[str, Any]) -> Mapping[str, Tensor | float]:
+        """Return metrics of a step's last piece, after its phases; called by rank 0 where a record is due."""
+
     def evaluate(self, images: int) -> Mapping[str, float]:
         """Return metrics measured on held-out images, called at every checkpoint; may be empty."""
 
@@ -103,6 +96,9 @@ class Outcome:
     evaluations: tuple[tuple[int, Mapping[str, float]], ...]
 
 
+Save = Callable[[Training, int, Mapping[str, Any], float | None], None]
+
+
 def run(training: Training, context: Context, resumed: Checkpoint | None) -> Outcome:
     """Train to the end, from `resumed` where given, whose states the engines were made from.
 
@@ -116,19 +112,22 @@ def run(training: Training, context: Context, resumed: Checkpoint | None) -> Out
     if resumed is not None and resumed.fallbacks:
         context.recorder.record(resumed.images, {"checkpoint_fallbacks_total": resumed.fallbacks})
     saves = {round(length.steps * (i + 1) / context.runtime.checkpoints) for i in range(context.runtime.checkpoints)}
-    meter = _Meter(context.recorder, first * length.batch)
+    meter = Meter(context.recorder, first * length.batch, length.steps * length.batch / context.runtime.checkpoints)
+    context.recorder.record(first * length.batch, {"world_size": group.world_size})
     started, cpu_started, stopping = time.monotonic(), time.process_time(), False
     context.progress(first * length.batch, length.steps * length.batch)
 
-    with _saving(context) as save:
+    with _saving(context) as (save, look):
         for step in range(first, length.steps):
             images = (step + 1) * length.batch
+            due = group.rank == 0 and (step + 1 in saves or meter.due())
             try:
-                terms = _step(training, context, step)
+                noted = _step(training, context, step, measured=due)
             except NonFiniteLossError:
                 context.recorder.record(step * length.batch, {"nonfinite_stops_total": 1})
                 raise
-            meter.note(images, terms, last=step + 1 == length.steps)
+            meter.step(images, noted if due else None)
+            look()
             context.progress(images, length.steps * length.batch)
             stopping = bool(group.sum(torch.tensor(float(context.should_stop()))))
             if step + 1 in saves or stopping:
@@ -136,13 +135,14 @@ def run(training: Training, context: Context, resumed: Checkpoint | None) -> Out
                 metrics = training.evaluate(images) if step + 1 in saves else {}
                 if metrics:
                     evaluations.append((images, dict(metrics)))
-                    context.recorder.record(images, metrics)
+                    meter.evaluated(images, metrics)
                 counters = {
                     "seconds": spent + time.monotonic() - started,
                     "cpu_seconds": cpu_spent + time.process_time() - cpu_started,
                     "evaluations": list(evaluations),
                 }
                 save(training, images, counters, metrics.get("validation_accuracy_ratio"))
+                meter.go_on()
             if stopping:
                 break
     if stopping:
@@ -151,12 +151,15 @@ def run(training: Training, context: Context, resumed: Checkpoint | None) -> Out
     return Outcome(spent + seconds, cpu_spent + cpu_seconds, tuple(evaluations))
 
 
-def _step(training: Training, context: Context, step: int) -> dict[str, Tensor | float]:
-    """Run one step's phases; return its terms, means over the whole batch of all ranks."""
+def _step(training: Training, context: Context, step: int, *, measured: bool) -> Noted:
+    """Run one step's phases; return its terms, means over the whole batch of all ranks.
+
+    `measured`: with gradient norms and what the training finds worth a look, which take a moment.
+    """
     group, length = context.group, training.length
     pieces = length.pieces(step, group.rank, group.world_size, context.runtime.micro_batch)
     batches = [(piece, training.batch(piece)) for piece in pieces]
-    noted: dict[str, Tensor | float] = {}
+    noted = Noted({}, {})
     for phase in training.phases:
         for name, engine in training.engines.items():
             engine.module.requires_grad_(name == phase.engine)
@@ -167,16 +170,23 @@ def _step(training: Training, context: Context, step: int) -> dict[str, Tensor |
             engine.backward(total, piece.share)
             for name, value in {"": total, **terms}.items():
                 sums[name] = sums.get(name, 0.0) + value.detach() * piece.share
-        # One sum over ranks brings the terms together, and with them the news of a loss that is not finite anywhere.
+        # One sum over ranks brings the terms together, and with them the news of a loss that is not finite anywhere,
+        # and rank 0's word whether this step is measured, in which all take part.
+        sums["measured"] = torch.full_like(sums[""], float(measured))
         values = dict(zip(sums, group.sum(torch.stack(list(sums.values()))).unbind(), strict=True))
-        total = values.pop("")
+        total, word = values.pop(""), values.pop("measured")
         _stop_if_not_finite(total, values, step)
+        measured = bool(word) if group.world_size > 1 else measured
         rate = phase.lr(step / length.steps)
         try:
-            engine.step(rate)
+            norm = engine.step(rate, measured=measured)
         except FloatingPointError as error:  # a finite loss with gradients that are not, which a sharded engine sees
             raise NonFiniteLossError(str(error)) from error
-        noted.update(values, learning_rate=rate)
+        noted.terms.update(values, learning_rate=rate)
+        if norm is not None:
+            noted.norms[phase.engine] = norm
+    if measured and group.rank == 0:
+        noted.terms.update(training.inspect(batches[-1][1]))
     return noted
 
 
@@ -191,10 +201,11 @@ def _stop_if_not_finite(total: Tensor, terms: Mapping[str, Tensor], step: int) -
 
 
 @contextlib.contextmanager
-def _saving(context: Context) -> Iterator[Callable[[Training, int, Mapping[str, Any], float | None], None]]:
-    """Yield the call that saves; at the end of the block all saves are on disk, or their error is raised on all ranks.
+def _saving(context: Context) -> Iterator[tuple[Save, Callable[[], None]]]:
+    """Yield the call that saves, and one that records what has become whole meanwhile.
 
-    All ranks gather the full states, rank 0 writes them behind the training's back.
+    At the end of the block all saves are on disk, or their error is raised on all ranks. All ranks gather the full
+    states, rank 0 writes them behind the training's back.
     """
     group = context.group
     try:
@@ -209,36 +220,18 @@ def _saving(context: Context) -> Iterator[Callable[[Training, int, Mapping[str, 
                 on_first(group, lambda: saver.save(images, states, counters, score))
                 context.recorder.record(images, {"checkpoint_stall_seconds": time.monotonic() - began})
 
-            yield save
+            yield save, lambda: _record_finished(saver, context)
             on_first(group, saver.finish)
             _record_finished(saver, context)
     except FloatingPointError as error:  # weights that a finite loss with infinite gradients has spoilt
+        context.recorder.record(0, {"nonfinite_stops_total": 1})
         raise NonFiniteLossError(f"{error}; the checkpoint before it is good. A lower rate usually mends it") from error
 
 
 def _record_finished(saver: Saver, context: Context) -> None:
-    for images, seconds in saver.finished():
-        context.recorder.record(images, {"checkpoint_seconds": seconds})
-
-
-class _Meter:
-    """Records a step's terms every `RECORD_SECONDS` and at the end, with the speed since the last record."""
-
-    def __init__(self, recorder: Recorder, images: int) -> None:
-        self._recorder, self._images, self._time = recorder, images, time.monotonic()
-
-    def note(self, images: int, terms: Mapping[str, Tensor | float], *, last: bool) -> None:
-        """Take a step's terms; they are read from the device only when they are recorded."""
-        now = time.monotonic()
-        if now - self._time < RECORD_SECONDS and not last:
-            return
-        values = {name: float(value) for name, value in terms.items()}
-        values["images_seen_total"] = images
-        values["images_per_second"] = (images - self._images) / max(now - self._time, 1e-9)
-        if traffic.requests or traffic.cache_hits:
-            values.update({_TRAFFIC[name]: float(count) for name, count in traffic.values().items()})
-        self._recorder.record(images, values)
-        self._images, self._time = images, now
+    for saved in saver.finished():
+        values = {"checkpoint_seconds": saved.seconds, "checkpoint_bytes": saved.bytes}
+        context.recorder.record(saved.images, values | {"checkpoint_last_success_timestamp_seconds": saved.at})
 
 
 def prepare_device(runtime: RuntimeSettings) -> torch.device:

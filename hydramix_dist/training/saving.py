@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -15,6 +15,15 @@ from hydramix_dist.checkpoint import EngineState
 from hydramix_dist.store import Store
 
 _log = logging.getLogger("hydramix")
+
+
+class Saved(NamedTuple):
+    """A checkpoint that is whole: of how many images, how long it took to write, its bytes, and when that was."""
+
+    images: int
+    seconds: float
+    bytes: int
+    at: float  # Unix time
 
 
 class Saver:
@@ -29,8 +38,8 @@ class Saver:
         """Take the run's folder and how many of the newest checkpoints stay; the first save starts the thread."""
         self._store, self._keep = store, keep
         self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
-        self._pending: Future[tuple[int, float]] | None = None
-        self._finished: list[tuple[int, float]] = []
+        self._pending: Future[Saved] | None = None
+        self._finished: list[Saved] = []
 
     def save(
         self, images: int, states: Mapping[str, EngineState], counters: Mapping[str, Any], score: float | None
@@ -52,8 +61,11 @@ class Saver:
         pending, self._pending = self._pending, None
         self._finished.append(pending.result())
 
-    def finished(self) -> list[tuple[int, float]]:
-        """Return the saves that `finish` has seen the end of since the last call, as (images, seconds of writing)."""
+    def finished(self) -> list[Saved]:
+        """Return the saves that have become whole since the last call; `finish` raises what failed."""
+        pending = self._pending
+        if pending is not None and pending.done() and pending.exception() is None:
+            self.finish()
         finished, self._finished = self._finished, []
         return finished
 
@@ -72,11 +84,11 @@ class Saver:
 
     def _commit(
         self, images: int, states: Mapping[str, EngineState], counters: Mapping[str, Any], score: float | None
-    ) -> tuple[int, float]:
+    ) -> Saved:
         began = time.monotonic()
         for engine, state in states.items():
             for name, tensor in state.weights.items():
                 if tensor.is_floating_point() and not torch.isfinite(tensor).all():
                     raise FloatingPointError(f"{engine}: '{name}' is not finite after {images} images; not saved")
-        checkpoint.save(self._store, images, states, counters, keep=self._keep, score=score)
-        return images, time.monotonic() - began
+        size = checkpoint.save(self._store, images, states, counters, keep=self._keep, score=score)
+        return Saved(images, time.monotonic() - began, size, time.time())

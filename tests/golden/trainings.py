@@ -21,6 +21,7 @@ from hydramix_dist.training.length import Length, Piece
 from hydramix_dist.training.loop import Context, Phase, Training, run
 
 Curve = list[dict[str, float]]
+LABELS = {"run": "golden", "role": "any", "arm": "any"}
 
 
 def generator(group: Group, runtime: RuntimeSettings) -> Training:
@@ -78,6 +79,9 @@ class Noted:
     def batch(self, piece: Piece) -> dict[str, Any]:
         return self._training.batch(piece) | {"piece": piece}
 
+    def inspect(self, batch: Mapping[str, Any]) -> Mapping[str, Tensor | float]:
+        return self._training.inspect(batch)
+
     def evaluate(self, images: int) -> Mapping[str, float]:
         return self._training.evaluate(images)
 
@@ -87,7 +91,7 @@ def curve_of(make: Callable[[Group, RuntimeSettings], Training], group: Group, r
     torch.set_num_threads(1)
     noted = Noted(make(group, runtime))
     store = Store("memory://golden")
-    run(noted, Context(group, store, Recorder([]), runtime, lambda done, total: None, tiny.never), None)
+    run(noted, Context(group, store, Recorder([], **LABELS), runtime, lambda done, total: None, tiny.never), None)
     return noted.curve
 
 

@@ -185,6 +185,22 @@ def first_step(stage: int) -> EngineState | None:
     return train(deepspeed(stage), SgdSettings(lr=0.05, momentum=0.0, weight_decay=0.0), range(1))
 
 
+def first_norm(stage: int | None) -> float:
+    """Return the norm of the first step's gradients, on plain torch where there is no stage."""
+    group = Alone(CPU) if stage is None else deepspeed(stage)
+    engine = group.engine(network(), ADAM, None)
+    for x_BCHW in pieces(0, 7, group, 1):
+        engine.backward(loss_of(engine(x_BCHW), x_BCHW), len(x_BCHW) / 7)
+    norm = engine.step(0.01, measured=True)
+    assert norm is not None
+    return float(norm)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_the_norm_of_the_gradients_is_plain_torch_s_on_every_rank(stage: int) -> None:
+    assert ranks.run(2, first_norm, stage) == pytest.approx([first_norm(None)] * 2, rel=1e-5)
+
+
 @pytest.mark.parametrize("stage", STAGES)
 def test_every_parameter_learns(stage: int) -> None:
     weights = whole(ranks.run(3, first_step, stage)[0]).weights

@@ -4,6 +4,7 @@ import contextlib
 import gc
 import logging
 import threading
+import time
 import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -64,8 +65,9 @@ def test_training_goes_on_while_the_disk_is_busy(tmp_path: Path) -> None:
         store.gate.set()
         saver.finish()
         assert saved(tmp_path) == [10]
-        ((images, seconds),) = saver.finished()
-        assert images == 10 and 0 < seconds < 30
+        (one,) = saver.finished()
+        assert one.images == 10 and 0 < one.seconds < 30 and one.at <= time.time()
+        assert one.bytes == sum(path.stat().st_size for path in tmp_path.rglob("*.safetensors"))
         assert saver.finished() == []
 
 

@@ -144,7 +144,7 @@ def test_rank_0_alone_writes_and_all_return_the_same(tmp_path: Path) -> None:
     facts = json.loads((tmp_path / "run.json").read_text())["facts"]
     assert (facts["workers"], facts["engine"]) == (2, "deepspeed-zero1")
     seen = [record["images_seen_total"] for record in tiny.metrics(tmp_path) if "images_seen_total" in record]
-    assert seen == [48]
+    assert seen == sorted(set(seen)) and seen[-1] == 48
 
 
 def test_any_process_that_is_asked_to_stop_stops_all(tmp_path: Path) -> None:

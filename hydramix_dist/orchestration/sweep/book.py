@@ -61,7 +61,8 @@ class Book:
         self.validated_before: list[tuple[str, int, float]] = []  # (key, images, validation accuracy), in order
         self._races = {name: _Race() for name in design.groups}
         self._cells: dict[str | None, list[Cell]] = {}
-        self._gpu_seconds = 0.0
+        self.gpu_seconds = 0.0  # reserved by trainings that have come to an end, under earlier drivers too
+        self.attempts_failed = 0  # likewise
         for cell in design.cells:
             self._cells.setdefault(cell.group, []).append(cell)
         for cell in self._cells.get(None, []):
@@ -110,6 +111,11 @@ class Book:
         return bool(self._ready) and waiting is not None and waiting > -self._ready[0][0] and self._ask()
 
     @property
+    def waiting(self) -> bool:
+        """Return whether a training could begin now, if there were room for it."""
+        return not self.closed and any(self.entries[key].state == "pending" for _, _, key in self._ready)
+
+    @property
     def unfinished(self) -> bool:
         """Return whether there is something left to begin before it is over."""
         if self._only is not None:
@@ -122,7 +128,7 @@ class Book:
         limits = self._limits
         spent = self.counts["done"] + self.counts["early"] + self.counts["running"]
         return (limits.trials is not None and spent >= limits.trials) or (
-            limits.gpu_hours is not None and self._gpu_seconds >= limits.gpu_hours * 3600
+            limits.gpu_hours is not None and self.gpu_seconds >= limits.gpu_hours * 3600
         )
 
     @property
@@ -204,7 +210,7 @@ class Book:
             self._apply_training(kind, self.entries[event["key"]], event)
 
     def _apply_training(self, kind: str, entry: Entry, event: Event) -> None:
-        self._gpu_seconds += event.get("gpu_seconds", 0.0)
+        self.gpu_seconds += event.get("gpu_seconds", 0.0)
         if kind in ("begun", "busy"):
             self._set(entry, "running" if kind == "begun" else "pending")
         elif kind == "done":
@@ -217,6 +223,7 @@ class Book:
             self._set(entry, "early")
         elif kind == "failed":
             entry.failures += 1
+            self.attempts_failed += 1
             entry.error = event["error"]
             self._set(entry, "failed" if event["final"] else "pending")
             self._push_if_ready(entry.trial.key)

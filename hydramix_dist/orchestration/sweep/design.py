@@ -198,10 +198,12 @@ class Design:
         generator = settings.arms[arm].generator
         url = needs = None
         if generator is not None:
-            task = generator_task(settings, generator, dataset, subset, self.shared.child("generators"))
+            folder = self.shared.child("generators")
+            task = generator_task(settings, generator, dataset, subset, folder, self.out.name)
             url, needs = task.folder_url, f"generators/{Store(task.folder_url).name}"
             trials.append(Trial(needs, "generator", data, None, subset.shots, subset.seed, priority, task))
-        classifier = classifier_task(settings, arm, dataset, subset, test_rows, self.out.path(key), url)
+        folder_url, run_name = self.out.path(key), self.out.name
+        classifier = classifier_task(settings, arm, dataset, subset, test_rows, folder_url, url, run_name)
         trials.append(Trial(key, kind, data, arm, subset.shots, subset.seed, priority, classifier, needs, group, index))
         return trials
 

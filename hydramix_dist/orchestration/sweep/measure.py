@@ -20,6 +20,7 @@ from hydramix_dist.orchestration.tasks import (
     Task,
     _held_out,
 )
+from hydramix_dist.telemetry import Value
 from hydramix_dist.training import environment
 from hydramix_dist.training.loop import prepare_device
 
@@ -137,11 +138,14 @@ class _Clock:
         enough = len(self._times) >= 2 + LEAST_STEPS and self._times[-1] - self._times[1] >= SECONDS
         return enough or self._should_stop()
 
-    def write(self, values: Mapping[str, float], labels: Mapping[str, str], images: int) -> None:
+    def write(self, values: Mapping[str, Value], labels: Mapping[str, str], images: int) -> None:
         """Take a record: an evaluation is over when its accuracies come."""
         if _ACCURACIES & values.keys():
             self.evaluation_seconds = time.monotonic() - self._times[-1]
-        self._saves |= {k: v for k, v in values.items() if k in ("checkpoint_seconds", "checkpoint_stall_seconds")}
+        for name in ("checkpoint_seconds", "checkpoint_stall_seconds"):
+            seconds = values.get(name)
+            if isinstance(seconds, float):
+                self._saves[name] = seconds
 
 
 class _Memory:
@@ -193,7 +197,9 @@ def _cut(task: T, *, steps: int, checkpoints: int, folder: str) -> T:
     runtime = task.runtime.model_copy(update={"checkpoints": checkpoints})
     slow = {"optimizer": task.settings.optimizer.model_copy(update={"lr": 1e-4})}
     settings = task.settings.model_copy(update={"images": steps * task.settings.batch, **slow})
-    return replace(task, folder_url=folder, settings=settings, runtime=runtime)  # type: ignore[arg-type]  # of its kind
+    # Without a run's name: its metrics are nobody's.
+    where = {"folder_url": folder, "run_name": None}
+    return replace(task, settings=settings, runtime=runtime, **where)  # type: ignore[arg-type]  # of its kind
 
 
 def _streaming_seconds(task: ClassifierTask) -> float:

@@ -15,12 +15,14 @@ from hydramix_dist.config.sweep import SweepSettings
 from hydramix_dist.data.dataset import Dataset
 from hydramix_dist.errors import Interrupted, UserError
 from hydramix_dist.orchestration.display import Display
+from hydramix_dist.orchestration.exporting import exporting
 from hydramix_dist.orchestration.images import check_source, open_data
 from hydramix_dist.orchestration.pool import Stop
 from hydramix_dist.orchestration.ray_session import ray_session
 from hydramix_dist.orchestration.sweep.book import Book
 from hydramix_dist.orchestration.sweep.design import Design
 from hydramix_dist.orchestration.sweep.ledger import Ledger, read_events
+from hydramix_dist.orchestration.sweep.metrics import SweepMetrics
 from hydramix_dist.orchestration.sweep.probe import probe
 from hydramix_dist.orchestration.sweep.room import at_a_time, driver_room, reserve
 from hydramix_dist.orchestration.sweep.standing import Standing, read_standing
@@ -225,9 +227,16 @@ def _carry_out(sweep: Sweep, design: Design, book: Book, stop: Stop, display: Sw
         def late() -> bool:
             return deadline is not None and time.monotonic() > deadline
 
-        watch = Watch(lambda watch: display.look(book, watch))
         room = Room(resources, concurrent, gpus)
-        run_on_tune(book, settings, work or alone, room, lambda: stop.requested or late(), watch)
+        with exporting({"run": sweep.out.name, "role": "driver"}, ("Sweep", "Data"), sweep.out) as recorder:
+            metrics = SweepMetrics(book, recorder)
+
+            def look(watch: Watch) -> None:
+                display.look(book, watch)
+                metrics.tell()
+
+            run_on_tune(book, settings, work or alone, room, lambda: stop.requested or late(), Watch(look))
+            metrics.tell(last=True)
     if stop.requested:
         return "stopped"
     return "limit" if book.unfinished else "over"

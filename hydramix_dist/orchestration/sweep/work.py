@@ -21,7 +21,7 @@ from hydramix_dist.orchestration.tasks import ClassifierTask, Progress, ShouldSt
 from hydramix_dist.orchestration.train import finished_result
 from hydramix_dist.store import Store
 from hydramix_dist.store.lease import HeldError, exclusively
-from hydramix_dist.telemetry import Sink
+from hydramix_dist.telemetry import Sink, Value
 
 Work = Callable[[Task, Progress, ShouldStop, Sequence[Sink]], dict[str, Any]]
 Outcome = Literal["running", "done", "failed", "busy", "stopped", "away"]
@@ -186,10 +186,11 @@ class _Validations:
 
     tell: Callable[[int, float], None]
 
-    def write(self, values: Mapping[str, float], labels: Mapping[str, str], images: int) -> None:
+    def write(self, values: Mapping[str, Value], labels: Mapping[str, str], images: int) -> None:
         """Take the values of one moment."""
-        if "validation_accuracy_ratio" in values:
-            self.tell(images, values["validation_accuracy_ratio"])
+        accuracy = values.get("validation_accuracy_ratio")
+        if isinstance(accuracy, float):
+            self.tell(images, accuracy)
 
 
 def kept_of(order: Order, result: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,91 @@
+"""What processes tell the node's exporter: which training they carry out, what they ask of store and machine."""
+
+import contextlib
+import shutil
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from hydramix_dist import __version__
+from hydramix_dist.config.metrics import metrics_settings
+from hydramix_dist.store import Store
+from hydramix_dist.store.disk import existing
+from hydramix_dist.store.traffic import since, traffic
+from hydramix_dist.telemetry import Recorder, Sender, Sink, Told
+from hydramix_dist.training.environment import memory_bytes
+from hydramix_dist.training.group import Group
+
+if TYPE_CHECKING:
+    from hydramix_dist.orchestration.tasks import Task
+
+_TRAFFIC = {
+    "requests": "store_requests_total",
+    "read_bytes": "store_read_bytes_total",
+    "written_bytes": "store_written_bytes_total",
+    "cache_hits": "cache_hits_total",
+    "cache_misses": "cache_misses_total",
+    "stall_seconds": "data_stall_seconds_total",
+    "checksum_failures": "checksum_failures_total",
+}
+_RETRIES = "retries."
+
+
+@contextlib.contextmanager
+def exporting_training(task: "Task", labels: Mapping[str, str], group: Group) -> Iterator[list[Sink]]:
+    """Yield the sink that exports a training's records; none where the settings export nothing.
+
+    Every rank tells of its own memory and traffic; rank 0 counts the training.
+    """
+    settings = metrics_settings()
+    if settings.port is None or task.run_name is None:
+        yield []
+        return
+    store, before = Store(task.folder_url), traffic.values()
+
+    def probe() -> list[Told]:
+        values = {"workers": 1.0, "device_memory_bytes": float(memory_bytes(group.device))}
+        if group.rank == 0:
+            values["trainings"] = 1.0
+        return [(values, {}), *_traffic_since(before), *_disk(store)]
+
+    sections = ("Every training", task.kind.capitalize(), "Checkpoints", "Data")
+    with Sender(labels, sections if group.rank == 0 else ("Data",), settings, probe) as sender:
+        if group.rank == 0:
+            about = {"data": (task.data.manifest_sha256 or "")[:12], "device": group.device.type}
+            about |= {"precision": task.runtime.precision, "version": __version__}
+            sender.write({"run_info": 1.0}, {**labels, **about}, 0)
+            sender.write({"training_start_timestamp_seconds": time.time()}, labels, 0)
+        yield [sender]
+
+
+@contextlib.contextmanager
+def exporting(labels: Mapping[str, str], sections: Sequence[str], store: Store) -> Iterator[Recorder]:
+    """Yield a recorder for whoever starts trainings, `store` being the run's folder; it may lead nowhere."""
+    settings = metrics_settings()
+    if settings.port is None:
+        yield Recorder([], **labels)
+        return
+    before = traffic.values()
+
+    def probe() -> list[Told]:
+        return [*(_traffic_since(before) if "Data" in sections else ()), *_disk(store)]
+
+    with Sender(labels, sections, settings, probe) as sender:
+        yield Recorder([sender], **labels)
+
+
+def _traffic_since(before: Mapping[str, float]) -> Iterator[Told]:
+    counted = since(before)
+    values = {metric: counted[name] for name, metric in _TRAFFIC.items()}
+    yield values | {"checkpoint_verification_failures_total": counted["verification_failures"]}, {}
+    for name, value in counted.items():
+        if name.startswith(_RETRIES):
+            yield {"store_retries_total": value}, {"cause": name.removeprefix(_RETRIES)}
+
+
+def _disk(store: Store) -> Iterator[Told]:
+    """Yield the space where a run's folder lies, or will lie; nothing in object storage."""
+    local = store.local_path()
+    if local is not None:
+        usage = shutil.disk_usage(existing(local))
+        yield {"disk_free_bytes": float(usage.free), "disk_size_bytes": float(usage.total)}, {}

@@ -1,0 +1,66 @@
+"""What a training records of its steps: terms now and then, the time of each, and what follows from them."""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from hydramix_dist.telemetry import METRICS, Histogram, Recorder
+
+RECORD_SECONDS = 2.0  # at most one record in this time: reading a loss makes a GPU wait
+
+
+@dataclass(frozen=True)
+class Noted:
+    """A step's terms by metric name, and its gradients' norms by engine; tensors until they are recorded."""
+
+    terms: dict[str, Tensor | float]
+    norms: dict[str, Tensor | float]
+
+
+class Meter:
+    """Records steps every `RECORD_SECONDS` and where it is told to, with the speed since the last record."""
+
+    def __init__(self, recorder: Recorder, images: int, between_saves: float) -> None:
+        """Take the images seen so far, and how many lie between two checkpoints."""
+        self._recorder, self._first, self._between_saves = recorder, images, between_saves
+        self._images, self._recorded = images, time.monotonic()
+        self._steps = Histogram(METRICS["step_seconds"].bounds)
+        self._stepped = self._recorded
+        self._accuracies: list[float] = []  # on training batches, since the last evaluation
+
+    def due(self) -> bool:
+        """Return whether the step that comes is to be recorded."""
+        return time.monotonic() - self._recorded >= RECORD_SECONDS
+
+    def step(self, images: int, noted: Noted | None) -> None:
+        """Take the end of a step: its time, and, to be recorded, what was noted; read from the device only then."""
+        now = time.monotonic()
+        self._steps.observe(now - self._stepped)
+        self._stepped = now
+        if noted is None:
+            return
+        values = {name: float(value) for name, value in noted.terms.items()}
+        if "train_accuracy_ratio" in values:
+            self._accuracies.append(values["train_accuracy_ratio"])
+        speed = (images - self._images) / max(now - self._recorded, 1e-9)
+        counted = {"images_seen_total": images - self._first, "images_per_second": speed}
+        counted["checkpoint_interval_seconds"] = self._between_saves / speed
+        self._recorder.record(images, {**values, **counted, "step_seconds": self._steps})
+        for engine, norm in noted.norms.items():
+            self._recorder.record(images, {"gradient_norm": float(norm)}, engine=engine)
+        self._images, self._recorded = images, now
+
+    def evaluated(self, images: int, metrics: Mapping[str, float]) -> None:
+        """Record an evaluation, with the gap to the accuracy on the training batches since the one before."""
+        held_out = metrics.get("validation_accuracy_ratio", metrics.get("test_accuracy_ratio"))
+        gap = {}
+        if held_out is not None and self._accuracies:
+            gap = {"generalization_gap_ratio": sum(self._accuracies) / len(self._accuracies) - held_out}
+        self._accuracies.clear()
+        self._recorder.record(images, {**metrics, **gap})
+
+    def go_on(self) -> None:
+        """Begin the next step's time now: evaluations and checkpoints are none of it."""
+        self._stepped = time.monotonic()
