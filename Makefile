@@ -6,12 +6,13 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.installed
 PILOT_ARGS ?=
 DEMO_ARGS ?=
+MONITOR_ARGS ?=
 TEST_ARGS ?=
 # Those that need no arguments and end within minutes; the long comparison is benchmarks/nshot.py.
 BENCHMARKS := $(addprefix benchmarks/, startup.py segments.py import_speed.py steps.py released_step.py classifier_step.py composing.py mixes.py scaling.py model_state.py distributed_step.py checkpoint_stall.py recovery.py sweep_scale.py)
 
 .DEFAULT_GOAL := help
-.PHONY: help pilot demo-s3 test test-full lint bench clean
+.PHONY: help pilot demo-s3 monitor test test-full lint bench clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -22,6 +23,9 @@ pilot: $(READY) ## compare the methods on small built-in images (or PILOT_ARGS=F
 
 demo-s3: $(READY) ## the same from and into a bucket, on a real S3 server of this machine (DEMO_ARGS='--preset smoke')
 	$(BIN)/python cluster/demo_s3.py $(DEMO_ARGS)
+
+monitor: $(READY) ## Prometheus with our rules and Alertmanager on this machine, until Ctrl-C
+	$(BIN)/python monitoring/monitor.py $(MONITOR_ARGS)
 
 test: $(READY) ## one pass over everything, in minutes
 	$(BIN)/pytest $(TEST_ARGS)

@@ -47,7 +47,7 @@ STAGES = {
     ("training/classifier.py", "predictions"): "test at the end",
     ("training/loop.py", "save"): "checkpoints: gather, hand over",
     ("checkpoint/commit.py", "load_newest"): "checkpoints: load",
-    ("telemetry/metrics.py", "record"): "records",
+    ("telemetry/recorder.py", "record"): "records",
     ("training/loop.py", "run"): "loop, progress",
     ("training/session.py", "train_in_folder"): "build models, run folder",
     ("orchestration/plan.py", "make_plan"): "plan",

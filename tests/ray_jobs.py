@@ -40,6 +40,7 @@ class Job:
     rank: int = 1
     step: int = 6
     runtime: RuntimeSettings = tiny.RUNTIME
+    run_name: str | None = None
 
     @property
     def name(self) -> str:

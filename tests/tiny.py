@@ -137,7 +137,14 @@ def context(
     store = folder if isinstance(folder, Store) else Store(folder)
     with Journal(store, "metrics.jsonl") if group.rank == 0 else contextlib.nullcontext() as journal:
         sinks = [] if journal is None else [JsonlSink(journal.write)]
-        yield Context(group, store, Recorder(sinks, run="tiny", role=role, arm="tiny"), runtime, lambda done, total: None, should_stop)
+        yield Context(
+            group,
+            store,
+            Recorder(sinks, run="tiny", role=role, arm="tiny"),
+            runtime,
+            lambda done, total: None,
+            should_stop,
+        )
 
 
 def run_generator(
@@ -381,6 +388,14 @@ def workers_of(pid: int) -> list[int]:
     """Return the ids of a pilot's worker processes."""
     lines = {p: Path(f"/proc/{p}/cmdline") for p in descendants(pid)}
     return [p for p, line in lines.items() if line.exists() and "spawn_main" in line.read_text()]
+
+
+def command_of(pid: int) -> str:
+    """Return a process's command line, "" where it has ended."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
 
 
 def kill(pid: int) -> None:

@@ -9,7 +9,6 @@ import argparse
 import contextlib
 import errno
 import logging
-import math
 import os
 import selectors
 import signal
@@ -17,24 +16,19 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from itertools import accumulate
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from hydramix_dist.errors import UserError
-from hydramix_dist.telemetry.recorder import Histogram, Value
+from hydramix_dist.telemetry.exposition import served
+from hydramix_dist.telemetry.recorder import Value
 from hydramix_dist.telemetry.series import Series, Shown
-from hydramix_dist.telemetry.table import METRICS, PREFIX, Metric
+from hydramix_dist.telemetry.table import METRICS
 from hydramix_dist.telemetry.targets import TargetsFile, host_name, joined, reachable
 from hydramix_dist.telemetry.wire import RECEIVE_BYTES, Hello, is_own, parse, place
 
-if TYPE_CHECKING:
-    from prometheus_client import CollectorRegistry
-
 _log = logging.getLogger("hydramix")
 
-PORTS = 50  # tried beyond a wanted one that is taken
 _TURN_SECONDS = 5.0
 
 
@@ -54,7 +48,7 @@ def serve(port: int, host: str, targets: Path, expire: float, stay: bool, ready:
         meeting = ending.enter_context(_meeting_place(port))
         exporter = _Exporter(meeting, Series(expire))
         ending.callback(exporter.close)
-        found = ending.enter_context(_http(host, port, exporter.shown))
+        found = ending.enter_context(served(host, port, exporter.shown))
         address = joined(reachable(host), found)
         file = TargetsFile(targets, address, found)
         ending.callback(file.remove)
@@ -78,6 +72,7 @@ class _Exporter:
         self._selector = selectors.DefaultSelector()
         self._selector.register(meeting, selectors.EVENT_READ, self._accept)
         self._used_at = self._expired_at = time.monotonic()
+        self._understands = True
 
     @property
     def idle_seconds(self) -> float:
@@ -147,7 +142,9 @@ class _Exporter:
             with self._lock:
                 self._take(connection, message)
         except (ValueError, TypeError, LookupError) as error:  # a sender of another version
-            _log.info("a message was not understood: %r", error)
+            if self._understands:
+                _log.warning("a message was not understood, others may follow: %r", error)
+            self._understands = False
 
     def _take(self, connection: socket.socket, message: bytes) -> None:
         tree = parse(message)
@@ -188,62 +185,6 @@ def _meeting_place(port: int) -> socket.socket:
     meeting.listen(1024)
     meeting.setblocking(False)
     return meeting
-
-
-@contextlib.contextmanager
-def _http(host: str, port: int, shown: Callable[[], list[Shown]]) -> Iterator[int]:
-    """Answer HTTP requests in a thread; yield the port, the first free one from `port` on."""
-    from prometheus_client import start_http_server
-
-    registry = _registry(shown)
-    for candidate in range(port, port + PORTS + 1):
-        try:
-            server, thread = start_http_server(candidate, host, registry)
-        except OSError as error:
-            if error.errno == errno.EADDRINUSE:
-                continue
-            reason = error.strerror or error
-            raise UserError(f"no metrics at {joined(host, candidate)}: {reason}; give another host or port") from error
-        try:
-            yield candidate
-        finally:
-            server.shutdown()
-            server.server_close()
-            thread.join()
-        return
-    raise UserError(f"no metrics at {host}: the ports {port} to {port + PORTS} are all in use; give another port")
-
-
-def _registry(shown: Callable[[], list[Shown]]) -> "CollectorRegistry":
-    """Return a registry that asks `shown` at each scrape."""
-    from prometheus_client import CollectorRegistry
-    from prometheus_client.metrics_core import Metric as Family
-    from prometheus_client.registry import Collector
-
-    class Shower(Collector):
-        def collect(self) -> Iterator[Family]:
-            for metric, rows in shown():
-                family = Family(PREFIX + metric.name.removesuffix("_total"), metric.meaning, metric.kind)
-                for labels, value in rows:
-                    named = dict(zip(metric.labels, labels, strict=True))
-                    for suffix, more, number in _samples(metric, value):
-                        family.add_sample(PREFIX + metric.name + suffix, named | more, number)
-                yield family
-
-    registry = CollectorRegistry()
-    registry.register(Shower())
-    return registry
-
-
-def _samples(metric: Metric, value: Value) -> Iterator[tuple[str, dict[str, str], float]]:
-    """Yield (suffix of the name, further labels, number) of each line of a series."""
-    if not isinstance(value, Histogram):
-        yield "", {}, value
-        return
-    for bound, count in zip((*metric.bounds, math.inf), accumulate(value.counts), strict=True):
-        yield "_bucket", {"le": "+Inf" if bound == math.inf else str(float(bound))}, count
-    yield "_sum", {}, value.sum
-    yield "_count", {}, sum(value.counts)
 
 
 def main() -> None:

@@ -6,7 +6,7 @@
 from collections.abc import Mapping
 
 from hydramix_dist.telemetry.series import LIMIT
-from hydramix_dist.telemetry.table import PREFIX, SECTIONS, Metric
+from hydramix_dist.telemetry.table import MOST_ARMS, PREFIX, SECTIONS, Metric
 from hydramix_dist.telemetry.wire import LABEL_CHARACTERS
 
 _HEAD = f"""# The metrics
@@ -57,10 +57,10 @@ be seen first with what it has grown to, where the training began between two sc
 both are then of one clock.
 
 **Labels.** `run` is the name of the pilot, the sweep or the training's folder; `role` is `generator`, `classifier` or
-`driver`, the process that starts trainings. Never a label: a trial, a seed, a path, the text of an error. A sweep of
-a thousand trainings has the series of one with ten, and its single results are in `results.json`. Labels are cut at
-{LABEL_CHARACTERS} characters. An exporter shows {LIMIT:,} lines at most; `{PREFIX}exporter_dropped_series_total`
-counts what it left out.
+`driver`, the process that starts trainings. Never a label: a trial, a seed, a path, the text of an error; single
+results are in `results.json`. `arm` is one of few gauges, of at most {MOST_ARMS} arms of a run, so that a sweep of a
+thousand trainings has less than 2,000 lines. Labels are cut at {LABEL_CHARACTERS} characters. An exporter shows
+{LIMIT:,} lines at most; `{PREFIX}exporter_dropped_series_total` counts what it left out.
 """
 _COMBINED: Mapping[str, str] = {"mean": "mean", "sum": "sum", "max": "largest", "min": "smallest"}
 

@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from hydramix_dist.telemetry.recorder import Value
-from hydramix_dist.telemetry.starting import meet
+from hydramix_dist.telemetry.starting import WAIT_SECONDS, meet
 from hydramix_dist.telemetry.table import METRICS, SECTIONS, Metric
 from hydramix_dist.telemetry.wire import BYE, Key, clean, numbers, parts_of, set_messages, source_message
 
@@ -23,7 +23,6 @@ _log = logging.getLogger("hydramix")
 
 BEAT_SECONDS = 2.0
 _RECONNECT_SECONDS = 5.0
-_CLOSE_SECONDS = 5.0
 
 Told = tuple[Mapping[str, Value], Mapping[str, str]]  # values, and the labels that they carry beside the sender's own
 
@@ -79,10 +78,10 @@ class Sender:
             self._flush()
 
     def close(self, orderly: bool = True) -> None:
-        """Send what there is and say goodbye, or be lost without `orderly`; waits _CLOSE_SECONDS at most."""
+        """Send what there is and say goodbye, or be lost without `orderly`; waits WAIT_SECONDS at most."""
         self._orderly = orderly
         self._ending.set()
-        self._thread.join(_CLOSE_SECONDS)
+        self._thread.join(WAIT_SECONDS)
 
     def __enter__(self) -> Self:
         return self

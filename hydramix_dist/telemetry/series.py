@@ -7,6 +7,7 @@ and after it has ended in order, until `expire` seconds have passed or another s
 
 import logging
 import math
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
@@ -43,6 +44,7 @@ class Series:
         self._sources: dict[str, set[Key]] = {}  # those that live, and which series they carry
         self._lost: dict[str, tuple[float, dict[Key, list[float]]]] = {}  # when, and totals: it may come again
         self._refused: set[tuple[str, Key]] = set()
+        self._of_run: Counter[Key] = Counter()  # series by metric and value of the first label, which is the run
         self._size = 0
         self.dropped = 0
 
@@ -123,19 +125,24 @@ class Series:
             return None
         if tuple(map(clean, labels)) != labels:
             return None
-        if self._size + _lines(metric) > self._limit:
+        of_run = self._of_run[name, labels[:1]]
+        if self._size + _lines(metric) > self._limit or (metric.most is not None and of_run >= metric.most):
             if not self.dropped:
-                _log.warning("there are %d series: further ones are not taken, such as %s", self._size, name)
+                there = f"{self._size}, {of_run} of them {name} of one run"
+                _log.warning("there are %s series: further ones of these are not taken", there)
             if (source, key) not in self._refused:
                 self._refused.add((source, key))
                 self.dropped += 1
             return None
         self._size += _lines(metric)
+        self._of_run[name, labels[:1]] += 1
         entry = self._entries[key] = _Entry(metric, total=[0.0] * parts_of(metric))
         return entry
 
     def _remove(self, key: Key) -> None:
         self._size -= _lines(self._entries.pop(key).metric)
+        name, labels = key
+        self._of_run[name, labels[:1]] -= 1
 
     def _forget(self, source: str) -> None:
         self._refused = {refused for refused in self._refused if refused[0] != source}

@@ -19,7 +19,7 @@ if TYPE_CHECKING:  # the exporter does without what settings are made of
 _log = logging.getLogger("hydramix")
 
 WAIT_SECONDS = 10.0  # a start takes half a second, and several of them on a busy machine
-_ASK_AGAIN_SECONDS = 60.0  # after a start that failed: trainings of a sweep are not to wait for each failure
+_ASK_AGAIN_SECONDS = 60.0  # after a failure: the trainings of a sweep are not to wait for one each
 _LOOK_SECONDS = 0.05
 
 _lock = threading.Lock()
@@ -45,15 +45,17 @@ def meet(settings: "MetricsSettings") -> tuple[socket.socket, Hello] | None:
     if port is None:
         raise ValueError("without a port there are no metrics")
     with _lock:  # the trainings of one process start one exporter, and hear of one failure
-        end = time.monotonic() + WAIT_SECONDS
+        failed = time.monotonic() - _failed_at.get(port, -math.inf) < _ASK_AGAIN_SECONDS
+        end = time.monotonic() + (0.0 if failed else WAIT_SECONDS)
         try:
             found = _dial(port, end)
-            if found is None and time.monotonic() - _failed_at.get(port, -math.inf) >= _ASK_AGAIN_SECONDS:
+            if found is None and not failed:
                 found = _started(settings, port, end)
         except OSError as error:
             if not _failed_at:
                 _log.warning("metrics are not exported: %s; training goes on", error)
-            _failed_at[port] = time.monotonic()
+            if not failed:
+                _failed_at[port] = time.monotonic()
             return None
         return found
 
@@ -62,7 +64,7 @@ def _dial(port: int, end: float) -> tuple[socket.socket, Hello] | None:
     """Return a connection and the hello, None where nobody is there; OSError where somebody is and does not answer."""
     with contextlib.ExitStack() as unless_found:
         connection = unless_found.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET))
-        connection.settimeout(max(0.1, end - time.monotonic()))
+        connection.settimeout(max(0.5, end - time.monotonic()))
         try:
             connection.connect(place(port))
             if not is_own(connection):
@@ -74,8 +76,12 @@ def _dial(port: int, end: float) -> tuple[socket.socket, Hello] | None:
             raise TimeoutError(f"the exporter for port {port} does not answer") from error
         if not message:  # it has just ended
             return None
+        try:
+            hello = Hello.parse(message)
+        except (ValueError, TypeError) as error:
+            raise ConnectionError(f"the exporter for port {port} is of another version; end it") from error
         unless_found.pop_all()
-        return connection, Hello.parse(message)
+        return connection, hello
 
 
 def _started(settings: "MetricsSettings", port: int, end: float) -> tuple[socket.socket, Hello]:

@@ -34,8 +34,11 @@ class Metric:
     combine: Combine = "mean"
     known: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # all values of a label, where they are known
     bounds: tuple[float, ...] = ()  # upper bounds of a histogram's buckets, infinity aside
+    most: int | None = None  # series that an exporter takes for one run, where an arm is among the labels
 
 
+# With all that has no arm less than 2,000 series for a sweep of 1,000 trainings, even of 1,000 arms.
+MOST_ARMS, MOST_CELLS = 100, 1000
 _RUN = ("run", "role")
 _ARM = ("run", "role", "arm")
 RETRY_CAUSES = ("throttled", "server", "connection", "timeout", "short")
@@ -55,6 +58,7 @@ _TRAINING = (
         "min",
     ),
     Metric("images_seen_total", "counter", "images", _RUN, "training images seen (mixes, for the generator)"),
+    Metric("progress_ratio", "gauge", "ratio", _RUN, "share of a training that is done, at the last record"),
     Metric("images_per_second", "gauge", "images/s", _RUN, "training speed since the last record", "sum"),
     Metric(
         "step_seconds",
@@ -129,17 +133,20 @@ _GENERATOR = (
     ),
 )
 _CLASSIFIER = (
-    Metric("loss_cross_entropy", "gauge", "nats", _ARM, "classifier's cross-entropy on its batches"),
-    Metric("train_accuracy_ratio", "gauge", "ratio", _ARM, "accuracy on the training batches, mixed ones included"),
-    Metric("validation_accuracy_ratio", "gauge", "ratio", _ARM, "accuracy on the validation part of the subset"),
-    Metric("test_accuracy_ratio", "gauge", "ratio", _ARM, "accuracy on the test images"),
-    Metric(
-        "generalization_gap_ratio",
-        "gauge",
-        "ratio",
-        _ARM,
-        "mean accuracy on the training batches since the evaluation before, minus that on validation images, or on "
-        "test images where there are none",
+    *(
+        Metric(name, "gauge", unit, _ARM, meaning, most=MOST_ARMS)
+        for name, unit, meaning in (
+            ("loss_cross_entropy", "nats", "classifier's cross-entropy on its batches"),
+            ("train_accuracy_ratio", "ratio", "accuracy on the training batches, mixed ones included"),
+            ("validation_accuracy_ratio", "ratio", "accuracy on the validation part of the subset"),
+            ("test_accuracy_ratio", "ratio", "accuracy on the test images"),
+            (
+                "generalization_gap_ratio",
+                "ratio",
+                "mean accuracy on the training batches since the evaluation before, minus that on validation images, "
+                "or on test images where there are none",
+            ),
+        )
     ),
     Metric("mixed_batches_total", "counter", "batches", _RUN, "batches of mixes that the classifier has seen"),
 )
@@ -227,6 +234,7 @@ _SWEEP = (
         ("run", "data", "arm", "shots"),
         "mean test accuracy of an arm at N shots, over the seeds that are done",
         "max",
+        most=MOST_CELLS,
     ),
     Metric("sweep_failures_total", "counter", "attempts", ("run",), "attempts of trainings that failed"),
     Metric(

@@ -22,9 +22,9 @@ class Noted:
 class Meter:
     """Records steps every `RECORD_SECONDS` and where it is told to, with the speed since the last record."""
 
-    def __init__(self, recorder: Recorder, images: int, between_saves: float) -> None:
-        """Take the images seen so far, and how many lie between two checkpoints."""
-        self._recorder, self._first, self._between_saves = recorder, images, between_saves
+    def __init__(self, recorder: Recorder, images: int, total: int, checkpoints: int) -> None:
+        """Take the images seen so far and in all, and how many checkpoints there are to be."""
+        self._recorder, self._first, self._total, self._checkpoints = recorder, images, total, checkpoints
         self._images, self._recorded = images, time.monotonic()
         self._steps = Histogram(METRICS["step_seconds"].bounds)
         self._stepped = self._recorded
@@ -46,7 +46,8 @@ class Meter:
             self._accuracies.append(values["train_accuracy_ratio"])
         speed = (images - self._images) / max(now - self._recorded, 1e-9)
         counted = {"images_seen_total": images - self._first, "images_per_second": speed}
-        counted["checkpoint_interval_seconds"] = self._between_saves / speed
+        counted |= {"checkpoint_interval_seconds": self._total / self._checkpoints / speed}
+        counted |= {"progress_ratio": images / self._total}
         self._recorder.record(images, {**values, **counted, "step_seconds": self._steps})
         for engine, norm in noted.norms.items():
             self._recorder.record(images, {"gradient_norm": float(norm)}, engine=engine)

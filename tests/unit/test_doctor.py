@@ -46,15 +46,10 @@ def test_a_finding_says_how_to_mend_it_and_a_good_one_needs_no_mending(tmp_path:
         assert check.detail and bool(check.mend) == (check.state != "ok"), check
 
 
-def test_what_later_versions_need_is_looked_up_and_not_loaded() -> None:
-    program = (
-        "import json, sys; from hydramix_dist.orchestration.doctor import examine; checks = examine();"
-        "print(json.dumps([[c.name, c.detail] for c in checks])); print(json.dumps(list(sys.modules)))"
-    )
+def test_what_is_looked_up_is_not_loaded() -> None:
+    program = "import sys; from hydramix_dist.orchestration.doctor import examine; examine(); print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    details, modules = (json.loads(line) for line in done.stdout.splitlines())
-    assert "no command of this version needs it yet" in dict(details)["prometheus-client"]
-    assert not {"prometheus_client", "s3fs"} & set(modules), "a disk needs no client of an object store"
+    assert not {"prometheus_client", "s3fs"} & set(done.stdout.split()), "a disk needs no client of an object store"
 
 
 @pytest.mark.parametrize(

@@ -114,7 +114,7 @@ def test_every_step_is_in_the_histogram_and_what_lies_between_steps_is_not(monke
     now = [0.0]
     monkeypatch.setattr("time.monotonic", lambda: now[0])
     kept = Kept()
-    meter = Meter(recorder(kept), 100, between_saves=50)
+    meter = Meter(recorder(kept), 100, total=200, checkpoints=4)
     for step in range(5):
         now[0] += 0.3
         meter.step(100 + 10 * (step + 1), Noted({"learning_rate": 0.1}, {"classifier": 2.0}) if step == 4 else None)
@@ -127,12 +127,13 @@ def test_every_step_is_in_the_histogram_and_what_lies_between_steps_is_not(monke
     assert kept.last("images_seen_total") == 50  # since it was gone on with
     assert kept.last("images_per_second") == pytest.approx(50 / 61.5)
     assert kept.last("checkpoint_interval_seconds") == pytest.approx(61.5)
+    assert kept.last("progress_ratio") == 0.75
     assert kept.records[-1] == (150, {"gradient_norm": 2.0}, kept.records[0][2] | {"engine": "classifier"})
 
 
 def test_the_gap_is_between_the_training_batches_since_the_last_evaluation_and_held_out_images() -> None:
     kept = Kept()
-    meter = Meter(recorder(kept), 0, between_saves=1)
+    meter = Meter(recorder(kept), 0, total=4, checkpoints=1)
     meter.step(1, Noted({"train_accuracy_ratio": 0.6}, {}))
     meter.step(2, Noted({"train_accuracy_ratio": 1.0}, {}))
     meter.evaluated(2, {"test_accuracy_ratio": 0.1, "validation_accuracy_ratio": 0.5})

@@ -1,0 +1,8 @@
+import { defineConfig } from 'vite';
+
+export default defineConfig({
+  base: './',
+  define: { 'process.env': {}, global: 'globalThis' },
+  esbuild: { jsx: 'automatic' },
+  build: { chunkSizeWarningLimit: 10000, sourcemap: false },
+});
