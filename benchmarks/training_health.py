@@ -69,9 +69,11 @@ def trainings(data: str | None, shots: int, seed: int, folder: Path) -> list[dic
 def extremes(records: Sequence[dict[str, Any]]) -> dict[str, str]:
     """Return the most extreme running means of a training's records, "-" for what it does not record."""
     real, mixed = (smooth(records, f"discriminator_accuracy_{of}_ratio") for of in ("real", "mixed"))
+    scores = [smooth(records, f"score_{of}") for of in ("real", "mixed")]
     diversity, gap = smooth(records, "mix_diversity_ratio"), smooth(records, "generalization_gap_ratio", share=1)
     return {
         "surest D": f"{np.minimum(real, mixed).max():.2f}" if len(real) else "-",
+        "widest scores": f"{(scores[0] - scores[1]).max():.2f}" if len(real) else "-",
         "least diversity": f"{diversity.min():.2f}" if len(diversity) else "-",
         "largest gap": f"{gap.max():.2f}" if len(gap) else "-",
         "last gap": f"{gap[-1]:.2f}" if len(gap) else "-",

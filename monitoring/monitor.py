@@ -60,11 +60,13 @@ def _run(stack: contextlib.ExitStack, folder: Path, runs: Path) -> None:
     prometheus = Prometheus(folder / "prometheus", files, port=free_port(PROMETHEUS_PORT))
     stack.enter_context(prometheus)
 
-    print(f"metrics    {prometheus.url}/graph")
-    print(f"targets    {prometheus.url}/targets   (exporters are found in {targets})")
-    print(f"alerts     {prometheus.url}/alerts")
+    print(f"metrics    {prometheus.page('graph')}")
+    print(f"targets    {prometheus.page('targets')}   (exporters are found in {targets})")
+    print(f"alerts     {prometheus.page('alerts')}")
     if alertmanager is not None:
-        print(f"routing    {alertmanager.url}")
+        print(
+            f"routing    {alertmanager.url}   (without pages in Debian's package: amtool --alertmanager.url=... alert)"
+        )
     print(f"reports    {pages}   ({runs}, as far as it is there)")
     print(f"stored in  {folder}")
     print("Dashboards need a Grafana, with this Prometheus as its source: monitoring/grafana")
@@ -91,7 +93,7 @@ def _pages(runs: Path) -> Iterator[str]:
     """Serve the files below `runs` and take alerts while the block runs; yields the address."""
     handler = functools.partial(_Handler, directory=str(runs))
     with http.server.ThreadingHTTPServer((HOST, free_port(PAGES_PORT)), handler) as server:
-        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
         thread.start()
         try:
             yield f"http://{HOST}:{server.server_address[1]}"

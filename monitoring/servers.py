@@ -149,6 +149,18 @@ class Prometheus(_Server):
             "--log.level=warn",
         ]
 
+    def page(self, name: str) -> str:
+        """Return the address of one of its pages, "graph", "alerts" or "targets".
+
+        Debian's package has them at another place: it leaves out what is made of JavaScript packages.
+        """
+        try:
+            self._get(f"/{name}")
+        except urllib.error.HTTPError as error:
+            with error:
+                return f"{self.url}/classic/{name}"
+        return f"{self.url}/{name}"
+
     def query(self, expression: str) -> list[tuple[dict[str, str], float]]:
         """Return (labels, value) of each series that an expression gives now, a scalar as one without labels.
 
@@ -159,7 +171,9 @@ class Prometheus(_Server):
             return [({}, float(data["result"][1]))]
         return [(series["metric"], float(series["value"][1])) for series in data["result"]]
 
-    def history(self, expression: str, start: float, end: float, step: float) -> list[tuple[dict[str, str], list[float]]]:
+    def history(
+        self, expression: str, start: float, end: float, step: float
+    ) -> list[tuple[dict[str, str], list[float]]]:
         """Return (labels, values) of each series that an expression gives from `start` to `end`, Unix times.
 
         Raises ValueError with Prometheus' own words where it refuses the expression.

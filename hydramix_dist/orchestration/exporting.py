@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 _TRAFFIC = {
     "requests": "store_requests_total",
+    "given_up": "store_given_up_total",
     "read_bytes": "store_read_bytes_total",
     "written_bytes": "store_written_bytes_total",
     "cache_hits": "cache_hits_total",

@@ -196,6 +196,7 @@ class PatientS3FileSystem(s3fs.S3FileSystem):  # type: ignore[misc]  # s3fs has 
                 wait = random.uniform(0, min(_LONGEST_WAIT, _FIRST_WAIT * 2**tries))
                 spent = time.monotonic() - began
                 if spent + wait > patience:
+                    traffic.count(given_up=1)
                     raise gave_up(where, self._server(), tries, max(patience, spent), error) from error
                 traffic.retry(cause(error))
                 await asyncio.sleep(wait)

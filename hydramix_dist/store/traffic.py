@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Mapping
 
 # Retries are counted by cause as well, as "retries.CAUSE".
-_NAMES = ["requests", "retries", "read_bytes", "written_bytes", "cache_hits", "cache_misses"]
+_NAMES = ["requests", "retries", "given_up", "read_bytes", "written_bytes", "cache_hits", "cache_misses"]
 _NAMES += ["stall_seconds", "checksum_failures", "verification_failures"]
 
 

@@ -189,6 +189,9 @@ _DATA = (
         "requests to object storage that were tried again",
         known={"cause": RETRY_CAUSES},
     ),
+    Metric(
+        "store_given_up_total", "counter", "requests", _RUN, "requests to object storage that were given up in the end"
+    ),
     Metric("store_read_bytes_total", "counter", "bytes", _RUN, "bytes read from object storage"),
     Metric("store_written_bytes_total", "counter", "bytes", _RUN, "bytes written to object storage"),
     Metric(

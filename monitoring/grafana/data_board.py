@@ -139,7 +139,10 @@ _DATA = (
         "Requests a second that were tried again. Healthy: none. throttled: fewer trainings at a time, or larger "
         "blocks; server, connection, timeout, short: ask who runs the storage or the network. `hydramix doctor "
         "--store URL` tries the way.",
-        {"{{cause}} · {{run}}": rate("store_retries_total", ("run", "cause"))},
+        {
+            "{{cause}} · {{run}}": rate("store_retries_total", ("run", "cause")),
+            "given up · {{run}}": rate("store_given_up_total", ("run",)),
+        },
         "reqps",
     ),
     graph(

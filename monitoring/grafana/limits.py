@@ -5,8 +5,8 @@
 
 LIMITS = {
     "HydramixDiscriminatorSaturated": 0.98,
-    "HydramixMixesCollapsing": 0.05,
-    "HydramixOverfittingGap": 0.5,
+    "HydramixMixesCollapsing": 0.1,
+    "HydramixOverfittingGap": 0.85,
     "HydramixCheckpointTooOld": 2.0,
     "HydramixStoreRetries": 0.1,
     "HydramixStoreAway": 0.8,

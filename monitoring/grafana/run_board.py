@@ -123,8 +123,8 @@ _GENERATOR = (
     graph(
         "Generator: who is right",
         "Shares of one batch's scores on the right side of 0.5: of the discriminator on real images and on mixes, and "
-        "of the generator (mixes taken for real). Healthy: the discriminator is better than a guess, below the line. "
-        "Above it with both for long: these mixes teach it nothing more; the adversarial term is of no use.",
+        "of the generator (mixes taken for real). Healthy: the discriminator is better than a guess. At 100 % with "
+        "both: see the scores, which say how sure it is.",
         {
             "D, real · {{run}}": gauge("discriminator_accuracy_real_ratio", ("run",)),
             "D, mixes · {{run}}": gauge("discriminator_accuracy_mixed_ratio", ("run",)),
@@ -132,17 +132,20 @@ _GENERATOR = (
         },
         "percentunit",
         most=1,
-        limit=LIMITS["HydramixDiscriminatorSaturated"],
     ),
     graph(
         "Generator: scores",
-        "Mean score of real images, whose target is 1, and of mixes, where the discriminator aims at 0 and the "
-        "generator at 1. Healthy: apart, but not at 1 and 0.",
+        "Mean score of real images, whose target is 1, of mixes, where the discriminator aims at 0 and the generator "
+        "at 1, and, dashed, how far they are apart. Healthy: apart, but below the line. Above it for long the "
+        "discriminator has won: the adversarial term teaches the generator little more.",
         {
             "real · {{run}}": gauge("score_real", ("run",)),
             "mixes · {{run}}": gauge("score_mixed", ("run",)),
+            "apart · {{run}}": f"{gauge('score_real', ('run',))} - {gauge('score_mixed', ('run',))}",
         },
         most=1,
+        dashed="^apart.*",
+        limit=LIMITS["HydramixDiscriminatorSaturated"],
     ),
     graph(
         "Generator: diversity of mixes",
