@@ -9,14 +9,16 @@ DEMO_ARGS ?=
 MONITOR_ARGS ?=
 TEST_ARGS ?=
 # Those that need no arguments and end within minutes; the long comparison is benchmarks/nshot.py.
-BENCHMARKS := $(addprefix benchmarks/, startup.py segments.py import_speed.py steps.py released_step.py classifier_step.py composing.py mixes.py scaling.py model_state.py distributed_step.py checkpoint_stall.py recovery.py sweep_scale.py)
+BENCHMARKS := $(addprefix benchmarks/, startup.py segments.py import_speed.py steps.py released_step.py classifier_step.py composing.py mixes.py scaling.py model_state.py distributed_step.py checkpoint_stall.py recovery.py sweep_scale.py metrics.py)
 
 .DEFAULT_GOAL := help
-.PHONY: help pilot demo-s3 monitor test test-full lint bench clean
+.PHONY: help venv pilot demo-s3 monitor test test-full lint bench clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo "  Variables: PYTHON=python3.12 (makes $(VENV)), PILOT_ARGS='--shots 5,10', TEST_ARGS='-k store -x'"
+
+venv: $(READY) ## the environment alone, with everything in it
 
 pilot: $(READY) ## compare the methods on small built-in images (or PILOT_ARGS=FOLDER) and write a report
 	$(BIN)/hydramix pilot $(PILOT_ARGS)

@@ -14,6 +14,8 @@ import re
 # Before torch is imported by any test: two cores are shared by everything, and thread counts change last bits.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
+# A developer's own exporter hears nothing of tests.
+os.environ.pop("HYDRAMIX_METRICS", None)
 # Tests leave nothing in the user's own cache; those of the cache name one of theirs.
 os.environ.setdefault("HYDRAMIX_STORE", "{cache: null}")
 

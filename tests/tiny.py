@@ -390,14 +390,6 @@ def workers_of(pid: int) -> list[int]:
     return [p for p, line in lines.items() if line.exists() and "spawn_main" in line.read_text()]
 
 
-def command_of(pid: int) -> str:
-    """Return a process's command line, "" where it has ended."""
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-    except (FileNotFoundError, ProcessLookupError):
-        return ""
-
-
 def kill(pid: int) -> None:
     os.kill(pid, signal.SIGKILL)
 

@@ -1,5 +1,6 @@
 """All commands and their options."""
 
+import contextlib
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -151,7 +152,7 @@ def sweep_run(
     from hydramix_dist.cli.options import metrics_exported
     from hydramix_dist.cli.sweep import run_command
 
-    with metrics_exported(metrics_port):
+    with contextlib.nullcontext() if dry_run else metrics_exported(metrics_port):
         code = run_command(config, assignments or [], out, shared, address, dry_run, json_)
     raise typer.Exit(code)
 

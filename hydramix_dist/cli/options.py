@@ -8,7 +8,7 @@ from pathlib import Path
 
 from hydramix_dist.cli.console import error_console
 from hydramix_dist.config.load import configs_root
-from hydramix_dist.config.metrics import VARIABLE, metrics_settings
+from hydramix_dist.config.metrics import VARIABLE, MetricsSettings, metrics_settings
 from hydramix_dist.errors import UserError, nearest
 from hydramix_dist.telemetry.starting import ensure_exporter
 
@@ -20,22 +20,27 @@ def metrics_exported(port: int | None) -> Iterator[None]:
     At `port`, else as HYDRAMIX_METRICS says, which may be not at all. What cannot be exported stops nothing.
     """
     before = os.environ.get(VARIABLE)
-    if port is not None:
-        os.environ[VARIABLE] = json.dumps(metrics_settings().model_dump() | {"port": port})
     settings = metrics_settings()
-    if settings.port is not None:
-        hello = ensure_exporter(settings)
-        if hello is not None:
-            taken = f" (port {settings.port} is in use)" if hello.taken else ""
-            text = f"metrics at {hello.url}{taken}"
-            error_console().print(text, highlight=False, markup=False, soft_wrap=True)
+    if port is not None:
+        settings = settings.model_copy(update={"port": port})
     try:
+        if settings.port is not None:
+            os.environ[VARIABLE] = json.dumps(settings.model_dump())  # whole: its file may change under a long run
+            _say_where(settings)
         yield
     finally:
         if before is None:
             os.environ.pop(VARIABLE, None)
         else:
             os.environ[VARIABLE] = before
+
+
+def _say_where(settings: MetricsSettings) -> None:
+    hello = ensure_exporter(settings)
+    if hello is None:
+        return
+    taken = f" (port {settings.port} is in use)" if hello.taken else ""
+    error_console().print(f"metrics at {hello.url}{taken}", highlight=False, markup=False, soft_wrap=True)
 
 
 def settings_file(option: str, folder: str, name: str) -> Path:

@@ -1,13 +1,14 @@
 """What processes tell the node's exporter: which training they carry out, what they ask of store and machine."""
 
 import contextlib
+import logging
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from hydramix_dist import __version__
-from hydramix_dist.config.metrics import metrics_settings
+from hydramix_dist.config.metrics import MetricsSettings, metrics_settings
+from hydramix_dist.errors import Interrupted, UserError
 from hydramix_dist.store import Store
 from hydramix_dist.store.disk import existing
 from hydramix_dist.store.traffic import since, traffic
@@ -17,6 +18,8 @@ from hydramix_dist.training.group import Group
 
 if TYPE_CHECKING:
     from hydramix_dist.orchestration.tasks import Task
+
+_log = logging.getLogger("hydramix")
 
 _TRAFFIC = {
     "requests": "store_requests_total",
@@ -35,9 +38,9 @@ _RETRIES = "retries."
 def exporting_training(task: "Task", labels: Mapping[str, str], group: Group) -> Iterator[list[Sink]]:
     """Yield the sink that exports a training's records; none where the settings export nothing.
 
-    Every rank tells of its own memory and traffic; rank 0 counts the training.
+    Every rank tells of its own memory and traffic; rank 0 counts the training, and that it has failed.
     """
-    settings = metrics_settings()
+    settings = _settings()
     if settings.port is None or task.run_name is None:
         yield []
         return
@@ -52,18 +55,25 @@ def exporting_training(task: "Task", labels: Mapping[str, str], group: Group) ->
     sections = ("Every training", task.kind.capitalize(), "Checkpoints", "Data")
     with Sender(labels, sections if group.rank == 0 else ("Data",), settings, probe) as sender:
         if group.rank == 0:
-            about = {"data": (task.data.manifest_sha256 or "")[:12], "device": group.device.type}
-            about |= {"precision": task.runtime.precision, "version": __version__}
-            sender.write({"run_info": 1.0}, {**labels, **about}, 0)
             sender.write({"training_start_timestamp_seconds": time.time()}, labels, 0)
-        yield [sender]
+        try:
+            yield [sender]
+        except Interrupted:
+            raise
+        except Exception:
+            if group.rank == 0:
+                sender.write({"trainings_failed_total": 1.0}, labels, 0)
+            raise
 
 
 @contextlib.contextmanager
 def exporting(labels: Mapping[str, str], sections: Sequence[str], store: Store) -> Iterator[Recorder]:
-    """Yield a recorder for whoever starts trainings, `store` being the run's folder; it may lead nowhere."""
-    settings = metrics_settings()
-    if settings.port is None:
+    """Yield a recorder for whoever starts trainings, `store` being the run's folder.
+
+    It leads nowhere where the settings export nothing, or the run has no name.
+    """
+    settings = _settings()
+    if settings.port is None or not labels["run"]:
         yield Recorder([], **labels)
         return
     before = traffic.values()
@@ -73,6 +83,15 @@ def exporting(labels: Mapping[str, str], sections: Sequence[str], store: Store) 
 
     with Sender(labels, sections, settings, probe) as sender:
         yield Recorder([sender], **labels)
+
+
+def _settings() -> MetricsSettings:
+    """Return the settings; those that cannot be read end no training, they export nothing."""
+    try:
+        return metrics_settings()
+    except UserError as error:
+        _log.warning("metrics are not exported: %s", error)
+        return MetricsSettings()
 
 
 def _traffic_since(before: Mapping[str, float]) -> Iterator[Told]:

@@ -19,6 +19,7 @@ from hydramix_dist.evaluation.results import RESULTS_FILE, PilotResults, RunResu
 from hydramix_dist.models.trained import load_generator
 from hydramix_dist.orchestration.collect import data_summary, run_result, subset_record
 from hydramix_dist.orchestration.display import Display
+from hydramix_dist.orchestration.exporting import exporting
 from hydramix_dist.orchestration.images import check_source, open_data
 from hydramix_dist.orchestration.plan import Plan, default_concurrency, make_plan
 from hydramix_dist.orchestration.pool import Ended, Stop, run_tasks
@@ -63,7 +64,8 @@ def run_pilot(
     """
     check_source(source, out)
     check_workers(settings.distributed, settings.runtime, _lengths(settings), address)
-    with exclusively(out) as held:
+    driver = {"run": out.name, "role": "driver"}
+    with exclusively(out) as held, exporting(driver, ("Data",), out):
         facts = environment.facts(settings.runtime, prepare_device(settings.runtime))
         dataset = open_data(source, out, display)
         plan = make_plan(settings, dataset, out)  # before the folder is taken: what is refused here leaves it free

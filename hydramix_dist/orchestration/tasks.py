@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 import torch
 
+from hydramix_dist import __version__
 from hydramix_dist.config.load import dump
 from hydramix_dist.config.schema import (
     ArmSettings,
@@ -73,6 +74,7 @@ class GeneratorTask:
         labels = {"run": self.run_name or "", "role": self.kind}
         with _context(self, labels, progress, should_stop, group, sinks) as context:
             shots = together(group, self._shots)
+            _introduce(self, context)
             return train_generator(shots, self.settings, self.seed, self.identity(), self.data.url, context)
 
     def _shots(self) -> ShotSet:
@@ -116,6 +118,7 @@ class ClassifierTask:
         labels = {"run": self.run_name or "", "role": self.kind, "arm": self.arm}
         with _context(self, labels, progress, should_stop, own, sinks) as context:
             inputs = together(own, lambda: self._inputs(own.device))
+            _introduce(self, context)
             return train_classifier(inputs, self.settings, self.seed, self.identity(), self.data.url, context)
 
     def _inputs(self, device: torch.device) -> ClassifierInputs:
@@ -187,6 +190,13 @@ def _context(
         journal = stack.enter_context(Journal(store, "metrics.jsonl"))
         recorder = Recorder([JsonlSink(journal.write), *exported, *sinks], **labels)
         yield Context(group, store, recorder, task.runtime, progress, should_stop)
+
+
+def _introduce(task: Task, context: Context) -> None:
+    """Record what runs: once its data set is open, which may take as long as the store lets it."""
+    data, device = dataset_of(task.data).fingerprint[:12], context.group.device.type
+    about = {"data": data, "device": device, "precision": task.runtime.precision, "version": __version__}
+    context.recorder.record(0, {"run_info": 1.0}, **about)
 
 
 @lru_cache(maxsize=2)

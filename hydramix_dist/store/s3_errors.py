@@ -73,7 +73,7 @@ def cause(error: BaseException) -> str:
     answer = answer_to(error)
     if answer is not None:
         code, status = answer
-        throttled = status in (429, 503) or "Throttling" in code or code in ("SlowDown", "RequestLimitExceeded")
+        throttled = status == 429 or "Throttling" in code or code in ("SlowDown", "RequestLimitExceeded")
         return "throttled" if throttled else "server"
     # Before the others: both are kinds of connection errors, or wrapped by them.
     if isinstance(error, TimeoutError | ConnectTimeoutError | ReadTimeoutError):

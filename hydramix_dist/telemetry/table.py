@@ -77,6 +77,13 @@ _TRAINING = (
         "Euclidean norm of all gradients of one model in one step",
         known={"engine": ENGINES},
     ),
+    Metric(
+        "trainings_failed_total",
+        "counter",
+        "trainings",
+        _RUN,
+        "trainings that ended by an error; not those that were asked to stop",
+    ),
     Metric("nonfinite_stops_total", "counter", "stops", _RUN, "trainings stopped by a loss that was not finite"),
     Metric(
         "run_info",
@@ -143,8 +150,8 @@ _CLASSIFIER = (
             (
                 "generalization_gap_ratio",
                 "ratio",
-                "mean accuracy on the training batches since the evaluation before, minus that on validation images, "
-                "or on test images where there are none",
+                "mean accuracy on the training batches recorded since the evaluation before, minus that on validation "
+                "images, or on test images where there are none",
             ),
         )
     ),
@@ -164,7 +171,7 @@ _CHECKPOINTS = (
         "gauge",
         "seconds",
         _RUN,
-        "expected time between two checkpoints: their distance in images over the speed",
+        "expected time between two checkpoints: their distance in images over the speed since the training began",
         "max",
     ),
     Metric("checkpoint_seconds", "gauge", "seconds", _RUN, "time the last checkpoint took until it was whole"),
@@ -255,9 +262,22 @@ _SWEEP = (
         "time since a training was begun, while some wait that could begin",
         "max",
     ),
-    Metric("sweep_gpu_seconds_total", "counter", "seconds", ("run",), "GPU time that trainings reserved"),
+    Metric(
+        "sweep_gpu_seconds_total",
+        "counter",
+        "seconds",
+        ("run",),
+        "GPU time that trainings reserved, those under way included",
+    ),
 )
 _EXPORTER = (
+    Metric(
+        "processes_lost_total",
+        "counter",
+        "processes",
+        _RUN,
+        "processes that ended without a word to the exporter: killed, or crashed",
+    ),
     Metric("exporter_sources", "gauge", "", (), "processes that send to this exporter", "sum"),
     Metric(
         "exporter_clock_timestamp_seconds",

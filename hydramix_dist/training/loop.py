@@ -117,15 +117,11 @@ def run(training: Training, context: Context, resumed: Checkpoint | None) -> Out
     started, cpu_started, stopping = time.monotonic(), time.process_time(), False
     context.progress(first * length.batch, length.steps * length.batch)
 
-    with _saving(context) as (save, look):
+    with _counting_stops(meter), _saving(context) as (save, look):
         for step in range(first, length.steps):
             images = (step + 1) * length.batch
             due = group.rank == 0 and (step + 1 in saves or meter.due())
-            try:
-                noted = _step(training, context, step, measured=due)
-            except NonFiniteLossError:
-                context.recorder.record(step * length.batch, {"nonfinite_stops_total": 1})
-                raise
+            noted = _step(training, context, step, measured=due)
             meter.step(images, noted if due else None)
             look()
             context.progress(images, length.steps * length.batch)
@@ -190,6 +186,15 @@ def _step(training: Training, context: Context, step: int, *, measured: bool) ->
     return noted
 
 
+@contextlib.contextmanager
+def _counting_stops(meter: Meter) -> Iterator[None]:
+    try:
+        yield
+    except NonFiniteLossError:
+        meter.stopped_not_finite()
+        raise
+
+
 def _stop_if_not_finite(total: Tensor, terms: Mapping[str, Tensor], step: int) -> None:
     if torch.isfinite(total):
         return
@@ -224,7 +229,6 @@ def _saving(context: Context) -> Iterator[tuple[Save, Callable[[], None]]]:
             on_first(group, saver.finish)
             _record_finished(saver, context)
     except FloatingPointError as error:  # weights that a finite loss with infinite gradients has spoilt
-        context.recorder.record(0, {"nonfinite_stops_total": 1})
         raise NonFiniteLossError(f"{error}; the checkpoint before it is good. A lower rate usually mends it") from error
 
 

@@ -25,10 +25,10 @@ class Meter:
     def __init__(self, recorder: Recorder, images: int, total: int, checkpoints: int) -> None:
         """Take the images seen so far and in all, and how many checkpoints there are to be."""
         self._recorder, self._first, self._total, self._checkpoints = recorder, images, total, checkpoints
-        self._images, self._recorded = images, time.monotonic()
+        self._images = self._recorded_images = images
+        self._began = self._recorded = self._stepped = time.monotonic()
         self._steps = Histogram(METRICS["step_seconds"].bounds)
-        self._stepped = self._recorded
-        self._accuracies: list[float] = []  # on training batches, since the last evaluation
+        self._accuracies: list[float] = []  # on training batches that were recorded since the last evaluation
 
     def due(self) -> bool:
         """Return whether the step that comes is to be recorded."""
@@ -38,23 +38,30 @@ class Meter:
         """Take the end of a step: its time, and, to be recorded, what was noted; read from the device only then."""
         now = time.monotonic()
         self._steps.observe(now - self._stepped)
-        self._stepped = now
+        self._stepped, self._images = now, images
         if noted is None:
             return
         values = {name: float(value) for name, value in noted.terms.items()}
         if "train_accuracy_ratio" in values:
             self._accuracies.append(values["train_accuracy_ratio"])
-        speed = (images - self._images) / max(now - self._recorded, 1e-9)
-        counted = {"images_seen_total": images - self._first, "images_per_second": speed}
-        counted |= {"checkpoint_interval_seconds": self._total / self._checkpoints / speed}
-        counted |= {"progress_ratio": images / self._total}
-        self._recorder.record(images, {**values, **counted, "step_seconds": self._steps})
+        self._recorder.record(images, {**values, **self._progress(now), "step_seconds": self._steps})
         for engine, norm in noted.norms.items():
             self._recorder.record(images, {"gradient_norm": float(norm)}, engine=engine)
-        self._images, self._recorded = images, now
+        self._recorded_images, self._recorded = images, now
+
+    def _progress(self, now: float) -> dict[str, float]:
+        """Return how far it is and how fast: since the last record, and for checkpoints since it began."""
+        seen, moment = self._images - self._first, 1e-9
+        all_in_all = seen / max(now - self._began, moment)  # evaluations and saves take their part of an interval
+        return {
+            "images_seen_total": seen,
+            "progress_ratio": self._images / self._total,
+            "images_per_second": (self._images - self._recorded_images) / max(now - self._recorded, moment),
+            "checkpoint_interval_seconds": self._total / self._checkpoints / all_in_all,
+        }
 
     def evaluated(self, images: int, metrics: Mapping[str, float]) -> None:
-        """Record an evaluation, with the gap to the accuracy on the training batches since the one before."""
+        """Record an evaluation, with the gap to the accuracy on training batches since the one before."""
         held_out = metrics.get("validation_accuracy_ratio", metrics.get("test_accuracy_ratio"))
         gap = {}
         if held_out is not None and self._accuracies:
@@ -65,3 +72,7 @@ class Meter:
     def go_on(self) -> None:
         """Begin the next step's time now: evaluations and checkpoints are none of it."""
         self._stepped = time.monotonic()
+
+    def stopped_not_finite(self) -> None:
+        """Record that the training has stopped for a number that was not finite."""
+        self._recorder.record(self._images, {"nonfinite_stops_total": 1})

@@ -54,7 +54,7 @@ def test_a_thousand_trainings_have_less_than_two_thousand_series(arms: int, seed
     )
     series, events = Series(expire=300), []
     book = Book(design_of(settings, tiny=tiny_images(tmp_path)), events.append)
-    sweep = SweepMetrics(book, Recorder([Told(series, "driver")], run="sweep", role="driver"))
+    sweep = SweepMetrics(book, Recorder([Told(series, "driver")], run="sweep", role="driver"), gpus=1.0)
     sweep.tell(last=True)
     told = {role: list(everything(role)) for role in ("generator", "classifier")}
     done = 0
@@ -75,7 +75,7 @@ def test_a_thousand_trainings_have_less_than_two_thousand_series(arms: int, seed
 def test_the_sweep_s_own_metrics_are_those_of_its_book(tmp_path: Path) -> None:
     book = Book(design_of(settings_of(), tiny=tiny_images(tmp_path)), lambda event: None)
     series = Series(expire=300)
-    sweep = SweepMetrics(book, Recorder([Told(series, "driver")], run="s", role="driver"))
+    sweep = SweepMetrics(book, Recorder([Told(series, "driver")], run="s", role="driver"), gpus=0.5)
 
     def shown(name: str) -> dict[tuple[str, ...], Value]:
         sweep.tell(last=True)
@@ -89,7 +89,7 @@ def test_the_sweep_s_own_metrics_are_those_of_its_book(tmp_path: Path) -> None:
     book.failed(first.key, "no reason", gpu_seconds=3.0)
     book.begun(second.key)
     book.done(second.key, result_of(second) | {"gpu_seconds": 2.0})
-    assert shown("sweep_failures_total") == {("s",): 1.0} and shown("sweep_gpu_seconds_total") == {("s",): 5.0}
+    assert shown("sweep_failures_total") == {("s",): 1.0}
     while (trial := book.next()) is not None:
         book.begun(trial.key)
         book.done(trial.key, result_of(trial))
@@ -112,29 +112,34 @@ def test_a_sweep_that_goes_on_counts_from_its_own_beginning(tmp_path: Path) -> N
     book = Book(design, lambda event: None)
     book.replay(events)
     series = Series(expire=300)
-    SweepMetrics(book, Recorder([Told(series, "driver")], run="s", role="driver")).tell()
+    SweepMetrics(book, Recorder([Told(series, "driver")], run="s", role="driver"), gpus=0.0).tell()
     (failures,) = (rows for metric, rows in series.shown() if metric.name == "sweep_failures_total")
     assert failures == [(("s",), 0.0)]
 
 
-def test_the_queue_grows_old_while_nothing_begins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_queue_grows_old_while_nothing_begins_and_gpu_time_while_something_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     now = [1000.0]
     monkeypatch.setattr("time.monotonic", lambda: now[0])
     book = Book(design_of(settings_of(), tiny=tiny_images(tmp_path)), lambda event: None)
-    kept: list[float] = []
+    kept: dict[str, list[Value]] = {}
 
-    class Ages:
+    class Kept:
         def write(self, values: Mapping[str, Value], labels: Mapping[str, str], images: int) -> None:
-            kept.extend(
-                value for name, value in values.items() if name == "sweep_queue_age_seconds" if isinstance(value, float)
-            )
+            for name, value in values.items():
+                kept.setdefault(name, []).append(value)
 
-    sweep = SweepMetrics(book, Recorder([Ages()], run="s", role="driver"))
+    sweep = SweepMetrics(book, Recorder([Kept()], run="s", role="driver"), gpus=0.5)
     trial = book.next()
     assert trial is not None
     book.begun(trial.key)
     for _ in range(3):
         now[0] += 60
         sweep.tell()
+    assert kept["sweep_queue_age_seconds"] == [0.0, 60.0, 120.0]
+    assert kept["sweep_gpu_seconds_total"] == [30.0, 60.0, 90.0]  # half a GPU
     book.done(trial.key, result_of(trial))
-    assert kept[-1] == 120.0 and kept == sorted(kept)
+    now[0] += 60
+    sweep.tell()
+    assert kept["sweep_gpu_seconds_total"][-1] == 90.0  # nothing has run

@@ -126,7 +126,7 @@ def test_every_step_is_in_the_histogram_and_what_lies_between_steps_is_not(monke
     assert steps.counts[steps.bounds.index(0.5)] == 5
     assert kept.last("images_seen_total") == 50  # since it was gone on with
     assert kept.last("images_per_second") == pytest.approx(50 / 61.5)
-    assert kept.last("checkpoint_interval_seconds") == pytest.approx(61.5)
+    assert kept.last("checkpoint_interval_seconds") == pytest.approx(61.5)  # 50 images, with a checkpoint's minute
     assert kept.last("progress_ratio") == 0.75
     assert kept.records[-1] == (150, {"gradient_norm": 2.0}, kept.records[0][2] | {"engine": "classifier"})
 

@@ -61,8 +61,8 @@ class Book:
         self.validated_before: list[tuple[str, int, float]] = []  # (key, images, validation accuracy), in order
         self._races = {name: _Race() for name in design.groups}
         self._cells: dict[str | None, list[Cell]] = {}
-        self.gpu_seconds = 0.0  # reserved by trainings that have come to an end, under earlier drivers too
-        self.attempts_failed = 0  # likewise
+        self._gpu_seconds = 0.0
+        self.attempts_failed = 0  # under earlier drivers too
         for cell in design.cells:
             self._cells.setdefault(cell.group, []).append(cell)
         for cell in self._cells.get(None, []):
@@ -128,7 +128,7 @@ class Book:
         limits = self._limits
         spent = self.counts["done"] + self.counts["early"] + self.counts["running"]
         return (limits.trials is not None and spent >= limits.trials) or (
-            limits.gpu_hours is not None and self.gpu_seconds >= limits.gpu_hours * 3600
+            limits.gpu_hours is not None and self._gpu_seconds >= limits.gpu_hours * 3600
         )
 
     @property
@@ -210,7 +210,7 @@ class Book:
             self._apply_training(kind, self.entries[event["key"]], event)
 
     def _apply_training(self, kind: str, entry: Entry, event: Event) -> None:
-        self.gpu_seconds += event.get("gpu_seconds", 0.0)
+        self._gpu_seconds += event.get("gpu_seconds", 0.0)
         if kind in ("begun", "busy"):
             self._set(entry, "running" if kind == "begun" else "pending")
         elif kind == "done":

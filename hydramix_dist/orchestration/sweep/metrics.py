@@ -13,8 +13,10 @@ TELL_SECONDS = 2.0  # at most one record in this time
 class SweepMetrics:
     """Records where the book stands; its counters begin at 0 with this driver."""
 
-    def __init__(self, book: Book, recorder: Recorder) -> None:
-        self._book, self._recorder = book, recorder
+    def __init__(self, book: Book, recorder: Recorder, gpus: float) -> None:
+        """Take the book, and the GPUs that one training reserves."""
+        self._book, self._recorder, self._gpus = book, recorder, gpus
+        self._gpu_seconds, self._looked = 0.0, time.monotonic()
         self._before = self._counted()
         self._told = self._ended = -1.0
         self._begun, self._begun_at = self._begun_ever(), time.monotonic()
@@ -22,6 +24,8 @@ class SweepMetrics:
     def tell(self, *, last: bool = False) -> None:
         """Record, if the last record is long enough ago, or this is the last one."""
         now = time.monotonic()
+        self._gpu_seconds += self._gpus * self._book.counts["running"] * (now - self._looked)
+        self._looked = now
         if now - self._told < TELL_SECONDS and not last:
             return
         self._told = now
@@ -44,7 +48,7 @@ class SweepMetrics:
         return {
             "sweep_failures_total": self._book.attempts_failed,
             "sweep_generators_reused_total": len(needs) - len(trained),
-            "sweep_gpu_seconds_total": self._book.gpu_seconds,
+            "sweep_gpu_seconds_total": self._gpu_seconds,
         }
 
     def _queue_age(self, now: float) -> float:

@@ -32,6 +32,7 @@ from hydramix_dist.orchestration.train import check_workers
 from hydramix_dist.store import Store
 from hydramix_dist.store.lease import HeldError, exclusively
 from hydramix_dist.store.run import RunFolder, check_same_run, digest, read_status
+from hydramix_dist.telemetry import Recorder
 from hydramix_dist.training import environment
 from hydramix_dist.training.classifier import classifier_length
 from hydramix_dist.training.generator import generator_length
@@ -80,7 +81,8 @@ def run_sweep(
     process is running in it.
     """
     check_sweep(sweep)
-    with exclusively(sweep.out) as held:
+    driver = {"run": sweep.out.name, "role": "driver"}
+    with exclusively(sweep.out) as held, exporting(driver, ("Sweep", "Data"), sweep.out) as recorder:
         design = make_design(sweep, display)
         folder = _begin(sweep)
         try:
@@ -94,7 +96,7 @@ def run_sweep(
                 _open_session(ledger, sweep, design)
                 reason = "failed"  # unless it comes to a better end
                 try:
-                    reason = _carry_out(sweep, design, book, stop, display, work)
+                    reason = _carry_out(sweep, design, book, stop, display, recorder, work)
                 finally:
                     if not held.lost:
                         ledger.write({"event": "ended", "reason": reason})
@@ -196,7 +198,15 @@ def _open_session(ledger: Ledger, sweep: Sweep, design: Design) -> None:
         ledger.write({"event": "data", "name": name, "url": dataset.store.url, "fingerprint": dataset.fingerprint})
 
 
-def _carry_out(sweep: Sweep, design: Design, book: Book, stop: Stop, display: SweepDisplay, work: Work | None) -> str:
+def _carry_out(
+    sweep: Sweep,
+    design: Design,
+    book: Book,
+    stop: Stop,
+    display: SweepDisplay,
+    recorder: Recorder,
+    work: Work | None,
+) -> str:
     """Run what the book has; return why it ended: "over", "limit" or "stopped"."""
     if book.over:
         return "limit" if book.unfinished else "over"
@@ -227,16 +237,15 @@ def _carry_out(sweep: Sweep, design: Design, book: Book, stop: Stop, display: Sw
         def late() -> bool:
             return deadline is not None and time.monotonic() > deadline
 
+        metrics = SweepMetrics(book, recorder, gpus)
+
+        def look(watch: Watch) -> None:
+            display.look(book, watch)
+            metrics.tell()
+
         room = Room(resources, concurrent, gpus)
-        with exporting({"run": sweep.out.name, "role": "driver"}, ("Sweep", "Data"), sweep.out) as recorder:
-            metrics = SweepMetrics(book, recorder)
-
-            def look(watch: Watch) -> None:
-                display.look(book, watch)
-                metrics.tell()
-
-            run_on_tune(book, settings, work or alone, room, lambda: stop.requested or late(), Watch(look))
-            metrics.tell(last=True)
+        run_on_tune(book, settings, work or alone, room, lambda: stop.requested or late(), Watch(look))
+        metrics.tell(last=True)
     if stop.requested:
         return "stopped"
     return "limit" if book.unfinished else "over"
