@@ -17,12 +17,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from servers import HERE, HOST, Alertmanager, Prometheus, free_port, prometheus_files
+from servers import HOST, Alertmanager, Prometheus, alertmanager_config, free_port, prometheus_files
 
 from hydramix_dist.config.metrics import metrics_settings
 from hydramix_dist.errors import UserError
 
-# Where each is looked for first; dashboards and configuration name these.
+# Where each is looked for first; boards name the last, and Grafana's data source the first.
 PROMETHEUS_PORT, ALERTMANAGER_PORT, PAGES_PORT = 9090, 9093, 8000
 METRICS_PORT = 9464  # in the command that is suggested
 
@@ -34,11 +34,14 @@ def main() -> int:
         "--folder", type=Path, default=Path("~/.cache/hydramix/monitoring"), help="for what they store"
     )
     options.add_argument("--runs", type=Path, default=Path("runs"), help="folder whose files are shown")
+    options.add_argument(
+        "--cors", action="store_true", help="let any page in a browser here read the metrics; for pictures of boards"
+    )
     chosen = options.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     try:
         with contextlib.ExitStack() as stack:
-            _run(stack, chosen.folder.expanduser().resolve(), chosen.runs.resolve())
+            _run(stack, chosen.folder.expanduser().resolve(), chosen.runs.expanduser().resolve(), cors=chosen.cors)
     except KeyboardInterrupt:
         return 0
     except (RuntimeError, UserError, OSError) as error:
@@ -47,27 +50,30 @@ def main() -> int:
     return 0
 
 
-def _run(stack: contextlib.ExitStack, folder: Path, runs: Path) -> None:
+def _run(stack: contextlib.ExitStack, folder: Path, runs: Path, *, cors: bool) -> None:
     pages = stack.enter_context(_pages(runs))
     alertmanager = _alertmanager(folder / "alertmanager", pages)
     if alertmanager is not None:
         stack.enter_context(alertmanager)
 
     settings = metrics_settings()
-    targets = Path(settings.targets)
+    targets = Path(settings.targets).expanduser().absolute()
     targets.mkdir(parents=True, exist_ok=True)  # Prometheus sees at once what changes in a folder that is there
     files = prometheus_files(targets=targets, alertmanager=alertmanager.address if alertmanager else None)
-    prometheus = Prometheus(folder / "prometheus", files, port=free_port(PROMETHEUS_PORT))
+    prometheus = Prometheus(folder / "prometheus", files, port=free_port(PROMETHEUS_PORT), cors=cors)
     stack.enter_context(prometheus)
 
-    print(f"metrics    {prometheus.page('graph')}")
+    print(f"metrics    {prometheus.page('graph')}{_moved(prometheus.url, PROMETHEUS_PORT)}")
     print(f"targets    {prometheus.page('targets')}   (exporters are found in {targets})")
     print(f"alerts     {prometheus.page('alerts')}")
     if alertmanager is not None:
         print(
-            f"routing    {alertmanager.url}   (without pages in Debian's package: amtool --alertmanager.url=... alert)"
+            f"routing    {alertmanager.url}{_moved(alertmanager.url, ALERTMANAGER_PORT)}"
+            "   (without pages in Debian's package: amtool --alertmanager.url=... alert)"
         )
-    print(f"reports    {pages}   ({runs}, as far as it is there)")
+    print(f"reports    {pages}{_moved(pages, PAGES_PORT)}   ({runs}, as far as it is there)")
+    if _moved(pages, PAGES_PORT):
+        print("           Links on boards lead there once this address stands in their box `Runs at`.")
     print(f"stored in  {folder}")
     print("Dashboards need a Grafana, with this Prometheus as its source: monitoring/grafana")
     print(f"\nIn another terminal: .venv/bin/hydramix pilot --metrics-port {settings.port or METRICS_PORT}")
@@ -78,14 +84,17 @@ def _run(stack: contextlib.ExitStack, folder: Path, runs: Path) -> None:
 
 
 def _alertmanager(folder: Path, pages: str) -> Alertmanager | None:
-    """Return Alertmanager, to send to `pages` what the committed configuration sends there; None without it."""
-    config = (HERE / "alertmanager" / "alertmanager.yml").read_text(encoding="utf-8")
-    config = config.replace(f"http://{HOST}:{PAGES_PORT}/", f"{pages}/")
+    """Return Alertmanager, to send all alerts to `pages`; None where it is not installed."""
     try:
-        return Alertmanager(folder, config, port=free_port(ALERTMANAGER_PORT))
+        return Alertmanager(folder, alertmanager_config(f"{pages}/alerts"), port=free_port(ALERTMANAGER_PORT))
     except RuntimeError as missing:
         print(f"{missing}; until then alerts are on the page of Prometheus alone", file=sys.stderr)
         return None
+
+
+def _moved(url: str, wanted: int) -> str:
+    """Return what is to be said of a server that does not listen where it is looked for first, else nothing."""
+    return "" if url.endswith(f":{wanted}") else f"   (port {wanted} was taken)"
 
 
 @contextlib.contextmanager

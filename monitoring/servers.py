@@ -131,9 +131,14 @@ class _Server:
 class Prometheus(_Server):
     """A Prometheus server whose configuration is `files`: `prometheus.yml`, and what that names beside itself."""
 
-    def __init__(self, folder: Path, files: Mapping[str, str], *, port: int | None = None) -> None:
-        """Write the files below `folder`; nothing runs yet. Raises RuntimeError where it is not installed."""
+    def __init__(self, folder: Path, files: Mapping[str, str], *, port: int | None = None, cors: bool = False) -> None:
+        """Write the files below `folder`; nothing runs yet. Raises RuntimeError where it is not installed.
+
+        With `cors` any page that a browser of this machine shows may read what is stored, wherever the page is from:
+        for the time of taking pictures of boards alone.
+        """
         super().__init__(("prometheus",), "prometheus", folder, port)
+        self._cors = cors
         for name, text in files.items():
             path = self._folder / name
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -145,7 +150,7 @@ class Prometheus(_Server):
             f"--storage.tsdb.path={self._folder / 'data'}",
             f"--web.listen-address={self.address}",
             f"--web.external-url={self.url}",  # where links of alerts lead; by default this machine's public name
-            "--web.cors.origin=.*",  # a page of another port may ask: the preview of the dashboards
+            f"--web.cors.origin={'.*' if self._cors else 'none'}",  # the default is .*; no page's origin is "none"
             "--log.level=warn",
         ]
 
@@ -239,6 +244,14 @@ def prometheus_files(
     files = {"prometheus.yml": yaml.safe_dump(config, sort_keys=False)}
     files |= {f"rules/{path.name}": path.read_text(encoding="utf-8") for path in sorted(folder.glob("rules/*.yml"))}
     return {name: scaled(text, factor) for name, text in files.items()}
+
+
+def alertmanager_config(webhook: str) -> str:
+    """Return the committed configuration of Alertmanager with messages to this URL, for all its receivers."""
+    config = yaml.safe_load((HERE / "alertmanager" / "alertmanager.yml").read_text(encoding="utf-8"))
+    for receiver in config["receivers"]:
+        receiver["webhook_configs"] = [{"url": webhook}]
+    return yaml.safe_dump(config, sort_keys=False)
 
 
 def scaled(text: str, factor: float) -> str:

@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 import tiny
 import yaml
-from servers import Alertmanager, Prometheus, free_port, prometheus_files
+from servers import Alertmanager, Prometheus, alertmanager_config, free_port, prometheus_files
 
 from hydramix_dist.config.metrics import VARIABLE
 
@@ -76,14 +76,12 @@ class Watch:
         return [labels for labels, _ in self.prometheus.history(wanted, self.began, time.time(), 1.0)]
 
 
-def alertmanager_config(webhook: str) -> str:
-    """Return the committed configuration with this webhook, which groups for a tenth of a second."""
-    config = yaml.safe_load((MONITORING / "alertmanager" / "alertmanager.yml").read_text())
-    for receiver in config["receivers"]:
-        receiver["webhook_configs"] = [{"url": webhook, "send_resolved": True}]
-    for route in (config["route"], *config["route"].get("routes", ())):
+def prompt(config: str) -> str:
+    """Return a configuration of Alertmanager that groups for a tenth of a second."""
+    tree = yaml.safe_load(config)
+    for route in (tree["route"], *tree["route"].get("routes", ())):
         route |= {"group_wait": "100ms", "group_interval": "500ms"}
-    return yaml.safe_dump(config)
+    return yaml.safe_dump(tree)
 
 
 @contextlib.contextmanager
@@ -96,7 +94,7 @@ def watching(folder: Path, ray_targets: Path | None = None) -> Iterator[Watch]:
         webhook = stack.enter_context(Webhook())
         for name in ("alertmanager", "prometheus"):
             (folder / name).mkdir(parents=True)
-        manager = stack.enter_context(Alertmanager(folder / "alertmanager", alertmanager_config(webhook.url)))
+        manager = stack.enter_context(Alertmanager(folder / "alertmanager", prompt(alertmanager_config(webhook.url))))
         files = prometheus_files(targets=targets, alertmanager=manager.address, factor=FACTOR)
         config = yaml.safe_load(files["prometheus.yml"])
         ray = next(job for job in config["scrape_configs"] if job["job_name"] == "ray")

@@ -14,9 +14,12 @@ def exporter_command(port: int | None, host: str | None) -> int:
     settings = metrics_settings()
     wanted = port or settings.port or DEFAULT_PORT
 
+    targets = Path(settings.targets).expanduser().absolute()
+
     def ready(hello: Hello) -> None:
         taken = f" (port {wanted} is in use)" if hello.taken else ""
-        print(f"metrics at {hello.url}{taken}; Prometheus finds them by {hello.targets}", flush=True)
+        found = f"finds them by {hello.targets}" if hello.targets else f"does not find them: {targets} takes no file"
+        print(f"metrics at {hello.url}{taken}; Prometheus {found}", flush=True)
 
-    serve(wanted, host or settings.host, Path(settings.targets).expanduser(), settings.expire, True, ready)
+    serve(wanted, host or settings.host, targets, settings.expire, True, ready)
     return 0

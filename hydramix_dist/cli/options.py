@@ -37,10 +37,17 @@ def metrics_exported(port: int | None) -> Iterator[None]:
 
 def _say_where(settings: MetricsSettings) -> None:
     hello = ensure_exporter(settings)
-    if hello is None:
+    if hello is None:  # which is logged
         return
     taken = f" (port {settings.port} is in use)" if hello.taken else ""
-    error_console().print(f"metrics at {hello.url}{taken}", highlight=False, markup=False, soft_wrap=True)
+    lines = [f"metrics at {hello.url}{taken}"]
+    if not hello.targets:
+        lines.append(f"Prometheus will not find them by itself: no file could be written in {settings.targets}")
+    kept = {"host": hello.host, "expire": hello.expire}
+    if kept != {"host": settings.host, "expire": settings.expire}:
+        lines.append(f"this machine's exporter runs already, with host {hello.host} and expire {hello.expire:g}")
+    for line in lines:
+        error_console().print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 def settings_file(option: str, folder: str, name: str) -> Path:

@@ -17,6 +17,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from hydramix_dist.errors import UserError
@@ -24,7 +25,7 @@ from hydramix_dist.telemetry.exposition import served
 from hydramix_dist.telemetry.recorder import Value
 from hydramix_dist.telemetry.series import Series, Shown
 from hydramix_dist.telemetry.table import METRICS
-from hydramix_dist.telemetry.targets import TargetsFile, host_name, joined, reachable
+from hydramix_dist.telemetry.targets import TargetsFile, host_name, joined, open_file, reachable
 from hydramix_dist.telemetry.wire import RECEIVE_BYTES, Hello, is_own, parse, place
 
 _log = logging.getLogger("hydramix")
@@ -43,7 +44,8 @@ def serve(port: int, host: str, targets: Path, expire: float, stay: bool, ready:
     can be had, ExporterThereError where there is an exporter for `port`.
     """
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, signal.default_int_handler)
+        if signal.getsignal(number) is not signal.SIG_IGN:  # `nohup hydramix exporter &` outlives its terminal
+            signal.signal(number, signal.default_int_handler)
     with contextlib.suppress(KeyboardInterrupt), contextlib.ExitStack() as ending:
         meeting = ending.enter_context(_meeting_place(port))
         exporter = _Exporter(meeting, Series(expire))
@@ -52,12 +54,13 @@ def serve(port: int, host: str, targets: Path, expire: float, stay: bool, ready:
         address = joined(reachable(host), found)
         file = TargetsFile(targets, address, found)
         ending.callback(file.remove)
-        exporter.hello = Hello(address, found != port, str(file.path))
+        exporter.hello = Hello(address, found != port, file.listed, host, expire)
         _log.info("metrics at %s", exporter.hello.url)
         ready(exporter.hello)
         while stay or exporter.idle_seconds < expire:
             exporter.turn(min(_TURN_SECONDS, expire / 4))
             file.keep()
+            exporter.hello = replace(exporter.hello, targets=file.listed)
 
 
 class _Exporter:
@@ -150,8 +153,8 @@ class _Exporter:
         tree = parse(message)
         if "source" in tree:
             source = str(tree["source"])
+            self._series.connect(source, tree.get("labels"))
             self._said[connection], self._sources[source] = source, connection
-            self._series.connect(source)
         elif "bye" in tree:
             source = self._said.pop(connection)
             if self._sources.pop(source, None) is not None:
@@ -198,9 +201,10 @@ def main() -> None:
     command.add_argument("--detach", action="store_true", help="outlive the process that starts this one")
     arguments = command.parse_args()
 
+    targets = arguments.targets.expanduser().absolute()  # before the working directory is another one
     tell = _detach() if arguments.detach else lambda said: print(said, file=sys.stderr, end="")
-    _log_to(arguments.targets.expanduser() / f"{host_name()}-{arguments.port}.log" if arguments.detach else None)
-    settings = arguments.port, arguments.host, arguments.targets.expanduser(), arguments.expire, arguments.stay
+    _log_to(targets / f"{host_name()}-{arguments.port}.log" if arguments.detach else None)
+    settings = arguments.port, arguments.host, targets, arguments.expire, arguments.stay
     try:
         serve(*settings, ready=lambda hello: tell(""))
     except ExporterThereError:
@@ -248,8 +252,7 @@ def _log_to(path: Path | None) -> None:
     if path is not None:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            # Never through a link: the folder may be somebody else's.
-            number = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW, 0o644)
+            number = open_file(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
             handler = logging.StreamHandler(os.fdopen(number, "a"))
         except OSError:
             handler = logging.NullHandler()

@@ -1,5 +1,6 @@
 """The sink that brings a process's values to its node's exporter, and never keeps a training waiting."""
 
+import errno
 import itertools
 import logging
 import math
@@ -12,7 +13,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from hydramix_dist.telemetry.recorder import Value
-from hydramix_dist.telemetry.starting import WAIT_SECONDS, meet
+from hydramix_dist.telemetry.starting import meet
 from hydramix_dist.telemetry.table import METRICS, SECTIONS, Metric
 from hydramix_dist.telemetry.wire import BYE, Key, clean, numbers, parts_of, set_messages, source_message
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:  # the exporter does without what settings are made of
 _log = logging.getLogger("hydramix")
 
 BEAT_SECONDS = 2.0
+CLOSE_SECONDS = 2.0  # a sweep closes thousands; an exporter that hangs is not to cost more than a beat
 _RECONNECT_SECONDS = 5.0
 
 Told = tuple[Mapping[str, Value], Mapping[str, str]]  # values, and the labels that they carry beside the sender's own
@@ -78,10 +80,13 @@ class Sender:
             self._flush()
 
     def close(self, orderly: bool = True) -> None:
-        """Send what there is and say goodbye, or be lost without `orderly`; waits WAIT_SECONDS at most."""
+        """Send what there is and say goodbye, or be lost without `orderly`; waits CLOSE_SECONDS at most.
+
+        What takes longer, such as the start of an exporter, goes on in the thread while the process lives.
+        """
         self._orderly = orderly
         self._ending.set()
-        self._thread.join(WAIT_SECONDS)
+        self._thread.join(CLOSE_SECONDS)
 
     def __enter__(self) -> Self:
         return self
@@ -96,13 +101,20 @@ class Sender:
             self._ask_probe()
             self._connect()
             with self._lock:
-                self._flush()
-                if ends and self._orderly:
-                    self._send(BYE)
                 if ends:
-                    self._disconnect()
+                    self._finish()
                     return
+                self._flush()
             self._ending.wait(BEAT_SECONDS)
+
+    def _finish(self) -> None:
+        """Send what is left and say goodbye, which waits for a busy exporter: who does not say it counts as lost."""
+        if self._connection is not None:
+            self._connection.settimeout(CLOSE_SECONDS)
+        self._flush()
+        if self._orderly:
+            self._send(BYE)
+        self._disconnect()
 
     def _ask_probe(self) -> None:
         if self._probe is None:
@@ -132,7 +144,7 @@ class Sender:
             self._connection, _ = found
             self._connection.setblocking(False)
             self._unsent = dict.fromkeys(self._state)
-            self._send(source_message(self._source))
+            self._send(source_message(self._source, self._labels))
 
     def _flush(self) -> None:
         """Send what has changed as far as it can be done at once; the rest stays for the next time."""
@@ -150,10 +162,9 @@ class Sender:
             return False
         try:
             self._connection.send(message)
-        except BlockingIOError:  # it is busy
-            return False
-        except OSError:
-            self._disconnect()
+        except OSError as error:
+            if error.errno not in (errno.EAGAIN, errno.ENOBUFS, errno.ENOMEM):  # else it is busy, or the machine is
+                self._disconnect()
             return False
         return True
 

@@ -2,13 +2,14 @@
 
 A source is one sender. Its counters and histograms are totals since it began; here they add up over sources by what
 they have grown, so that a total never falls, however its sources end. Its gauges are worth something while it lives,
-and after it has ended in order, until `expire` seconds have passed or another source knows better.
+and after it has ended in order, until `expire` seconds have passed or another source knows better. A source that is
+lost counts one for its run and role in a counter that all sources of that run and role carry.
 """
 
 import logging
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from hydramix_dist.telemetry.recorder import Value
@@ -19,6 +20,7 @@ _log = logging.getLogger("hydramix")
 
 LIMIT = 5_000  # our choice: some fifty times what a sweep has, and a page of half a megabyte
 _OWN = {metric.name for metric in SECTIONS["The exporter itself"]}
+_LOST = METRICS["processes_lost_total"]
 
 Shown = tuple[Metric, list[tuple[tuple[str, ...], Value]]]
 
@@ -53,20 +55,33 @@ class Series:
         """How many sources live."""
         return len(self._sources)
 
-    def connect(self, source: str) -> None:
-        """Begin a source, or go on with one that was lost: what it had counted does not count again."""
+    def connect(self, source: str, labels: Mapping[str, str] | None = None) -> None:
+        """Begin a source, or go on with one that was lost: what it had counted does not count again.
+
+        With a run and a role among its labels it counts as a lost process when it is lost. That cannot be taken back: a
+        total never falls. So a process whose connection breaks while both ends live counts as well, which a socket
+        within one machine does not do by itself.
+        """
+        own = _lost_key(labels or {})
         carried = self._sources.setdefault(source, set())
         _, totals = self._lost.pop(source, (0.0, {}))
         for key, parts in totals.items():
             if key in self._entries:
                 self._entries[key].live[source] = parts
                 carried.add(key)
+        if own is not None:
+            entry = self._entries.get(own) or self._new(source, own, 1)
+            if entry is not None:
+                entry.live[source] = [0.0]
+                carried.add(own)
 
     def update(self, source: str, items: Iterable[tuple[str, Sequence[str], Sequence[float]]]) -> None:
         """Take numbers of a source that has connected; what this version does not know is passed over."""
         carried = self._sources[source]
         for name, labels, told in items:
             key, parts = (name, tuple(labels)), [*map(float, told)]
+            if name in _OWN:
+                continue
             entry = self._entries.get(key) or self._new(source, key, len(parts))
             if entry is None or len(parts) != parts_of(entry.metric):
                 continue
@@ -91,11 +106,13 @@ class Series:
 
     def lost(self, source: str, now: float) -> None:
         """End a source that was killed: nothing of its gauges stays, all of its counters does."""
-        totals = {}
+        totals: dict[Key, list[float]] = {}
         for key in self._sources.pop(source):
             entry = self._entries[key]
             last = entry.live.pop(source)
             entry.since = now
+            if entry.metric is _LOST:
+                entry.total[0] += 1.0
             if entry.metric.kind != "gauge":
                 totals[key] = last
             elif not entry.live:
@@ -121,7 +138,7 @@ class Series:
         """Return a new series, None where this version knows none such, or there are too many."""
         name, labels = key
         metric = METRICS.get(name)
-        if metric is None or name in _OWN or (len(labels), parts) != (len(metric.labels), parts_of(metric)):
+        if metric is None or (len(labels), parts) != (len(metric.labels), parts_of(metric)):
             return None
         if tuple(map(clean, labels)) != labels:
             return None
@@ -143,9 +160,18 @@ class Series:
         self._size -= _lines(self._entries.pop(key).metric)
         name, labels = key
         self._of_run[name, labels[:1]] -= 1
+        if not self._of_run[name, labels[:1]]:  # runs come and go for as long as a service lives
+            del self._of_run[name, labels[:1]]
 
     def _forget(self, source: str) -> None:
         self._refused = {refused for refused in self._refused if refused[0] != source}
+
+
+def _lost_key(labels: Mapping[str, str]) -> Key | None:
+    """Return the series in which a source with such labels counts when it is lost; None where they do not say."""
+    if not all(name in labels for name in _LOST.labels):
+        return None
+    return _LOST.name, tuple(str(labels[name]) for name in _LOST.labels)
 
 
 def _grow(entry: _Entry, source: str, parts: Sequence[float]) -> None:

@@ -86,8 +86,8 @@ def _dial(port: int, end: float) -> tuple[socket.socket, Hello] | None:
 
 def _started(settings: "MetricsSettings", port: int, end: float) -> tuple[socket.socket, Hello]:
     """Return a connection to an exporter after starting one, or to the one that came first. Raises OSError if not."""
-    _start(settings, port, end)
     while time.monotonic() < end:
+        _start(settings, port, end)  # again where it gave way to one that was about to end
         found = _dial(port, end)
         if found is not None:
             return found

@@ -4,18 +4,20 @@ Its folder is common to all exporters that one Prometheus is to find, also over 
 """
 
 import contextlib
+import errno
 import json
 import logging
 import os
 import re
 import socket
+import stat
 import time
 from pathlib import Path
 
 _log = logging.getLogger("hydramix")
 
 KEEP_SECONDS = 60.0  # what cleans /tmp removes what was untouched for days; a full disk may have room again
-_ANSWER_SECONDS = 0.5
+_MOST_BYTES = 65_536  # read of a file
 
 
 def host_name() -> str:
@@ -39,6 +41,18 @@ def joined(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
+def open_file(path: Path, flags: int) -> int:
+    """Return the descriptor of a regular file in a folder that may be somebody else's.
+
+    Raises OSError for anything else: a link may lead anywhere, and a pipe would be waited for without end.
+    """
+    number = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o644)
+    if not stat.S_ISREG(os.fstat(number).st_mode):
+        os.close(number)
+        raise OSError(errno.EINVAL, "no regular file", str(path))
+    return number
+
+
 class TargetsFile:
     """An exporter's own file; trouble with it is said once and stops nothing."""
 
@@ -46,10 +60,15 @@ class TargetsFile:
         """Write the file into `folder`, which is made, for the exporter that others reach at `address`."""
         self.path = folder / f"{host_name()}-{port}.json"
         self._content = json.dumps([{"targets": [address], "labels": {"job": "hydramix"}}]) + "\n"
-        self._said = False
+        self._written = self._said = False
         self._kept_at = -KEEP_SECONDS
         _remove_stale(folder)
         self.keep()
+
+    @property
+    def listed(self) -> str:
+        """The file's path, by which Prometheus finds the exporter; "" while it cannot be written."""
+        return str(self.path) if self._written else ""
 
     def keep(self) -> None:
         """Write the file where it is missing, and mark it as used; does something once a minute."""
@@ -58,10 +77,12 @@ class TargetsFile:
         self._kept_at = time.monotonic()
         try:
             if self._is_there():
-                os.utime(self.path)
+                os.utime(self.path, follow_symlinks=False)
             else:
                 self._write()
+            self._written = True
         except OSError as error:
+            self._written = False
             if not self._said:
                 _log.warning(
                     "%s cannot be written (%s): Prometheus does not find this exporter by it", self.path, error.strerror
@@ -74,8 +95,8 @@ class TargetsFile:
             self.path.unlink()
 
     def _is_there(self) -> bool:
-        with contextlib.suppress(OSError):
-            return self.path.read_text(encoding="utf-8") == self._content
+        with contextlib.suppress(OSError), os.fdopen(open_file(self.path, os.O_RDONLY), "rb") as file:
+            return file.read(_MOST_BYTES) == self._content.encode()
         return False
 
     def _write(self) -> None:
@@ -91,20 +112,30 @@ class TargetsFile:
 
 
 def _remove_stale(folder: Path) -> None:
-    """Remove the files of this host's exporters that were killed: nobody answers at their address."""
+    """Remove the files of this host's exporters that were killed: nobody listens on their ports any more."""
     for path in folder.glob("*.json"):
-        if re.fullmatch(re.escape(host_name()) + r"-\d+\.json", path.name) and not _answers(path):
+        own = re.fullmatch(re.escape(host_name()) + r"-(\d{1,5})\.json", path.name)
+        if own and not _in_use(int(own[1])):
             with contextlib.suppress(OSError):
                 path.unlink()
 
 
-def _answers(path: Path) -> bool:
-    try:
-        ((entry),) = json.loads(path.read_text(encoding="utf-8"))
-        host, _, port = str(entry["targets"][0]).rpartition(":")
-        socket.create_connection((host.strip("[]"), int(port)), _ANSWER_SECONDS).close()
-    except TimeoutError:
-        return True  # busy
-    except (OSError, ValueError, LookupError, TypeError):
-        return False
-    return True
+def _in_use(port: int) -> bool:
+    """Return whether somebody listens on a port, at whichever address of this machine.
+
+    Nobody is asked: an exporter may be busy, and the address in a file one that the machine had yesterday. A port
+    that is listened on at one address cannot be bound at all of them.
+    """
+    for family, everywhere in ((socket.AF_INET, "0.0.0.0"), (socket.AF_INET6, "::")):
+        try:
+            with socket.socket(family) as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # what has ended a minute ago is no matter
+                if family == socket.AF_INET6:
+                    probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+                probe.bind((everywhere, port))
+        except OverflowError:  # no port
+            return False
+        except OSError as error:  # anything else: a machine without IPv6
+            if error.errno == errno.EADDRINUSE:
+                return True
+    return False

@@ -2,8 +2,9 @@
 
 The place is a Unix socket in the abstract namespace: it leaves no file, ends with the process that holds it, and a
 second one cannot be bound. It keeps message borders, so that each message is one JSON object: a sender says
-`{"source": ID}`, then `{"set": [[name, [label, ...], [number, ...]], ...]}` as often as it likes and `{"bye": true}`
-last; the exporter says `Hello`. Numbers are a gauge's value, a counter's total, or a histogram's sum and counts.
+`{"source": ID, "labels": {...}}`, then `{"set": [[name, [label, ...], [number, ...]], ...]}` as often as it likes and
+`{"bye": true}` last; the exporter says `Hello`. Numbers are a gauge's value, a counter's total, or a histogram's sum
+and counts.
 """
 
 import functools
@@ -12,7 +13,7 @@ import os
 import re
 import socket
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -32,12 +33,16 @@ _UNCLEAN = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 class Hello:
     """What an exporter says of itself: `address` is HOST:PORT as others reach it, `targets` its file for Prometheus.
 
-    `taken` says that the wanted port was in use and the address has another one.
+    `taken` says that the wanted port was in use and the address has another one. `targets` is "" while the file cannot
+    be written. `host` is what it listens on, `expire` how many seconds ended series stay: an exporter has what the
+    first process wanted, and later ones may want something else.
     """
 
     address: str
     taken: bool
     targets: str
+    host: str
+    expire: float
 
     @property
     def url(self) -> str:
@@ -100,9 +105,9 @@ def set_messages(items: Sequence[tuple[Key, list[float]]]) -> Iterator[tuple[byt
         yield from set_messages(items[middle:])
 
 
-def source_message(source: str) -> bytes:
-    """Return a sender's first message: who it is, also when it comes again."""
-    return json.dumps({"source": source}).encode()
+def source_message(source: str, labels: Mapping[str, str]) -> bytes:
+    """Return a sender's first message: who it is, also when it comes again, and whose part it is."""
+    return json.dumps({"source": source, "labels": {name: clean(value) for name, value in labels.items()}}).encode()
 
 
 BYE = json.dumps({"bye": True}).encode()

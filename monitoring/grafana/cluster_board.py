@@ -36,10 +36,11 @@ _NOW = (
         base="text",
     ),
     number(
-        "Workers started again",
-        "Times that lost workers were started again, in the time range above. Healthy: none; some on machines that "
-        "are taken away. Else the training's log names the cause: memory, a lost node, an error.",
-        {"restarts": highest("worker_restarts_total")},
+        "Lost and started again",
+        "Processes that were killed or crashed, and times that lost workers were started again, in the time range "
+        "above. Healthy: none; some on machines that are taken away. Else the training's log names the cause: memory, "
+        "a lost node, an error.",
+        {"lost": highest("processes_lost_total"), "restarts": highest("worker_restarts_total")},
         steps=above(yellow=1),
     ),
     number(
@@ -86,10 +87,16 @@ _WORKERS = (
         "bytes",
     ),
     graph(
-        "Workers started again",
-        "Counted since each training began. Healthy: flat. A staircase: the same worker is lost again and again.",
-        {"{{role}} · {{run}}": total("worker_restarts_total", TRAINING)},
+        "Processes lost, workers started again",
+        "Processes that were killed or crashed, counted while their run has others on that node and some minutes more; "
+        "dashed, times that lost workers were started again, counted since their training began. Healthy: flat. Lost "
+        "and not started again: a command, or a training of a sweep. A staircase: the same worker again and again.",
+        {
+            "lost {{role}} · {{run}}": total("processes_lost_total", TRAINING),
+            "started again {{role}} · {{run}}": total("worker_restarts_total", TRAINING),
+        },
         most=1,
+        dashed="^started again.*",
     ),
 )
 _DEVICES = (
@@ -119,7 +126,7 @@ _DEVICES = (
     graph(
         "Memory of nodes",
         "Used and, dashed, total, from Ray. Healthy: well below the total. Near it Ray kills workers, which shows as "
-        "Workers started again.",
+        "Lost and started again.",
         {
             "used {{ip}}": f"sum by (ip) (ray_node_mem_used{{{NODE}}})",
             "total {{ip}}": f"sum by (ip) (ray_node_mem_total{{{NODE}}})",

@@ -58,8 +58,9 @@ _NOW = (
     ),
     number(
         "Damaged bytes",
-        "Reads whose bytes were not those recorded, and checkpoint files that were missing or not what was written, in "
-        "the time range above. Healthy: none. `hydramix data verify` and `hydramix checkpoint verify` find the files.",
+        "Reads whose bytes were not those recorded, and checkpoints of which a file was missing or not what was "
+        "written, in the time range above. Healthy: none. `hydramix data verify` and `hydramix checkpoint verify` find "
+        "the files.",
         {
             "data": highest("checksum_failures_total"),
             "checkpoints": highest("checkpoint_verification_failures_total"),
@@ -107,11 +108,11 @@ _CHECKPOINTS = (
     ),
     graph(
         "Checkpoints broken or passed over",
-        "Files that were missing or not what was written, and checkpoints passed over at loading for that, counted "
-        "since each training began. Healthy: flat at 0. A training that passed one over has lost one interval's work; "
-        "look for the cause: disk, memory, somebody who writes into the folder.",
+        "Checkpoints of which a file was missing or not what was written, and those passed over at loading for that, "
+        "counted since each training began. Healthy: flat at 0. A training that passed one over has lost one "
+        "interval's work; look for the cause: disk, memory, somebody who writes into the folder.",
         {
-            "broken files · {{run}}": total("checkpoint_verification_failures_total", ("run",)),
+            "broken · {{run}}": total("checkpoint_verification_failures_total", ("run",)),
             "passed over · {{run}}": total("checkpoint_fallbacks_total", ("run",)),
         },
         width=12,

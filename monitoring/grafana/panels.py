@@ -90,7 +90,7 @@ def graph(
     panel.legend(legend.show_legend(True))
     panel.tooltip(VizTooltipOptions().mode(TooltipDisplayMode.MULTI).sort(SortOrder.DESCENDING))
     if log:
-        panel.scale_distribution(ScaleDistributionConfig().type(ScaleDistribution.LOG).log(10)).decimals(2)
+        panel.scale_distribution(ScaleDistributionConfig().type(ScaleDistribution.LOG).log(10))
     elif least is not None:
         panel.axis_soft_min(least)
     if most is not None:

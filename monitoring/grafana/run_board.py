@@ -44,10 +44,11 @@ _NOW = (
         base="text",
     ),
     number(
-        "Stopped: loss not finite",
-        "Trainings that stopped because a loss was not finite, in the time range above. Healthy: none. Else look at "
-        "the last loss terms and gradient norms below; then lower the learning rate.",
-        {"stops": highest("nonfinite_stops_total")},
+        "Ended by an error",
+        "Trainings that ended by an error and, among them, those whose loss was not finite, in the time range above. "
+        "Healthy: none. status.json in the training's folder has the error; where a loss was not finite look at the "
+        "last loss terms and gradient norms below, then lower the learning rate.",
+        {"all": highest("trainings_failed_total"), "not finite": highest("nonfinite_stops_total")},
         steps=above(red=1),
     ),
     number(
@@ -118,6 +119,7 @@ _GENERATOR = (
             "adversarial · {{run}}": gauge("loss_adversarial", ("run",)),
             "discriminator · {{run}}": gauge("loss_discriminator", ("run",)),
         },
+        "sci",
         log=True,
     ),
     graph(
@@ -169,6 +171,7 @@ _GENERATOR = (
         "Euclidean norm of all gradients of a model in one step, on a logarithmic axis. Healthy: they wander within "
         "a band. A steep climb comes before a loss that is not finite: lower the learning rate.",
         {"{{engine}} · {{run}}": gauge("gradient_norm", ("run", "engine"))},
+        "sci",
         log=True,
     ),
 )

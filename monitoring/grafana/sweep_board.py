@@ -8,6 +8,7 @@ from panels import above, graph, grid, number
 
 FINISHED = "done|early"
 ACCURACY = gauge("sweep_accuracy_ratio", ("arm", "shots"), data="$data", arm="$arm", shots="$shots")
+FAILED_SHARE = 'run:hydramix_sweep_failures:ratio_increase1h{run=~"$run"}'  # recorded; none where none failed
 STATES = {"done": "green", "early": "blue", "running": "yellow", "pending": "#6e7079", "failed": "red"}
 ARMS_BY_SHOTS = (
     ("convertFieldType", {"conversions": [{"targetField": "shots", "destinationType": "number"}]}),
@@ -120,9 +121,9 @@ _COST = (
     ),
     number(
         "Share of attempts that failed",
-        "Failed attempts among all that ended. Healthy: 0. Red from where the alert is: "
-        "`hydramix sweep status NAME` gives the reasons.",
-        {"share": f"{total('sweep_failures_total')} / ({total('sweep_failures_total')} + {_trials(FINISHED)} > 0)"},
+        "Failed attempts among all that ended within the last hour, as the alert takes it. Healthy: 0. Red from where "
+        "the alert is, if three failed or all: `hydramix sweep status NAME` gives the reasons.",
+        {"share": f"max ({FAILED_SHARE}) or 0 * {total('sweep_failures_total')}"},
         "percentunit",
         width=6,
         decimals=0,
@@ -138,8 +139,9 @@ _COST = (
     ),
     number(
         "GPU hours",
-        "GPU time that this sweep's trainings reserved since its process began, shares of a GPU counted as shares. "
-        "Healthy: within `limits.gpu_hours`, which ends a sweep that would use more.",
+        "GPU time that trainings have reserved since the sweep's process began, those under way included; shares of a "
+        "GPU count as shares. Healthy: within `limits.gpu_hours`, beyond which no training is begun any more; that "
+        "limit also counts what the sweep's processes before this one reserved.",
         {"GPU hours": f"{total('sweep_gpu_seconds_total')} / 3600"},
         "h",
         width=6,
@@ -162,8 +164,9 @@ _COST = (
     ),
     graph(
         "GPUs reserved",
-        "GPUs that trainings held, on average. Healthy: as many as the sweep may use while trainings are pending. "
-        "Compare with their use on Cluster: reserved and idle points at too small batches.",
+        "GPUs that the trainings under way hold, shares of a GPU added up. Healthy: as many as the sweep may use while "
+        "trainings are pending; 0 where it trains on processors. Compare with their use on Cluster: reserved and idle "
+        "points at too small batches.",
         {"GPUs": rate("sweep_gpu_seconds_total", ("run",))},
         "none",
     ),

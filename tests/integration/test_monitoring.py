@@ -21,7 +21,7 @@ from fault_proxy import FaultProxy
 from grafana.queries import queries
 from seaweed import Seaweed
 from sweep_work import data_of
-from watched import MONITORING, Watch, ray_head, servers_there, watching
+from watched import FACTOR, MONITORING, Watch, ray_head, servers_there, watching
 
 from hydramix_dist.store import Store
 
@@ -158,21 +158,25 @@ def test_faults_wake_somebody(healthy: Place, seaweed: Seaweed) -> None:
     with FaultProxy(seaweed.endpoint) as proxy:
         out = f"{place.bucket}/away"
         settings = place.settings("away", generator=GENERATOR | {"images": 3000})
-        away = place.start("train", "generator", settings, "--out", out, AWS_ENDPOINT_URL=proxy.endpoint)
+        # As everything else: the patience of 60 s, divided.
+        store = json.loads(place.environment["HYDRAMIX_STORE"]) | {"patience": 60 / FACTOR}
+        proxied = {"AWS_ENDPOINT_URL": proxy.endpoint, "HYDRAMIX_STORE": json.dumps(store)}
+        away = place.start("train", "generator", settings, "--out", out, **proxied)
         tiny.wait_for(lambda: any(path.endswith("manifest.json") for path in Store(out).list("checkpoints")))
         proxy.faults.unavailable = 1.0
-        tiny.wait_for(lambda: bool(told("HydramixStoreAway", run="away", severity="critical")), seconds=50)
-        proxy.faults.unavailable = 0.0
-
         tiny.wait_for(lambda: any(lost.glob("checkpoints/*/manifest.json")))
         tiny.kill(next(pid for pid in tiny.descendants(place.head) if "RayTrainWorker" in command_of(pid)))
-        diverging = tiny.PILOT["classifier"] | {"optimizer": {"lr": 1e12}}
-        settings = place.settings("nan", classifier=diverging)
+        settings = place.settings("nan", classifier=tiny.PILOT["classifier"] | {"optimizer": {"lr": 1e12}})
         said = ended(place.start("train", "classifier", settings, "--out", place.folder / "nan"), code=1)
         assert "is not finite" in said
-        tiny.wait_for(lambda: bool(told("HydramixNonFiniteStop", run="nan", severity="critical")))
-        tiny.wait_for(lambda: bool(told("HydramixWorkersRestarting", run="lost", severity="warning")))
-        ended(away)
+        assert "gave no good answer" in ended(away, code=2)
+    for alert, labels in (
+        ("HydramixNonFiniteStop", {"run": "nan", "severity": "critical"}),
+        ("HydramixStoreGivenUp", {"run": "away", "severity": "critical"}),
+        ("HydramixProcessLost", {"run": "lost", "severity": "warning"}),
+        ("HydramixWorkersRestarting", {"run": "lost", "severity": "warning"}),
+    ):
+        tiny.wait_for(lambda: bool(told(alert, **labels)))  # noqa: B023 - asked at once
     assert "going on with 2 workers" in ended(both)
     (message, *_) = told("HydramixNonFiniteStop")
     assert message["annotations"]["summary"] == "nan: a classifier stopped, its loss was not finite"

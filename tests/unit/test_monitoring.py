@@ -18,12 +18,19 @@ from pathlib import Path
 import pytest
 import yaml
 from monitor import PAGES_PORT, _pages
-from servers import Alertmanager, Prometheus, find_program, free_port, prometheus_files, scaled
+from servers import (
+    Alertmanager,
+    Prometheus,
+    alertmanager_config,
+    find_program,
+    free_port,
+    prometheus_files,
+    scaled,
+)
 
 from hydramix_dist.config.metrics import VARIABLE, MetricsSettings
 
 FOLDER = Path(__file__).parents[2] / "monitoring"
-ROUTING = (FOLDER / "alertmanager" / "alertmanager.yml").read_text(encoding="utf-8")
 PATIENCE = 60.0  # seconds in which something must happen on a busy machine
 FACTOR = 100.0
 
@@ -112,7 +119,15 @@ def test_alertmanager_takes_its_configuration() -> None:
     file = FOLDER / "alertmanager" / "alertmanager.yml"
     done = subprocess.run(["amtool", "check-config", str(file)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert f"http://127.0.0.1:{PAGES_PORT}/" in ROUTING  # what `make monitor` puts its own address for
+
+
+def test_nothing_is_sent_until_somebody_is_named() -> None:
+    """The committed receiver would else fail for ever where `make monitor` is not."""
+    committed = yaml.safe_load((FOLDER / "alertmanager" / "alertmanager.yml").read_text(encoding="utf-8"))
+    assert [receiver.keys() for receiver in committed["receivers"]] == [{"name"}]
+    sent = yaml.safe_load(alertmanager_config("http://127.0.0.1:1/x"))
+    assert [receiver.pop("webhook_configs") for receiver in sent["receivers"]] == [[{"url": "http://127.0.0.1:1/x"}]]
+    assert sent == committed
 
 
 def test_containers_are_given_what_the_configuration_names() -> None:
@@ -126,6 +141,7 @@ def test_containers_are_given_what_the_configuration_names() -> None:
         assert all((FOLDER / source).is_dir() for source, *_ in mounts if source.startswith(".")), name
     mounted = {target for _, target, *_ in (volume.split(":") for volume in services["prometheus"]["volumes"])}
     config = yaml.safe_load((FOLDER / "prometheus" / "prometheus.yml").read_text(encoding="utf-8"))
+    assert {str(PAGES_PORT), "/checkout/runs"} <= set(services["reports"]["command"])  # where boards link to
     found = [path for job in config["scrape_configs"] for path in job["file_sd_configs"][0]["files"]]
     assert {str(Path(path).parent) for path in found} <= mounted
 
@@ -141,7 +157,7 @@ def test_an_alert_goes_its_way_from_a_rule_to_a_terminal(
     targets.mkdir()
     address = f"127.0.0.1:{free_port()}"  # where no exporter is
     (targets / "node.json").write_text(json.dumps([{"targets": [address], "labels": {"job": "hydramix"}}]))
-    routing = scaled(ROUTING.replace(f"http://127.0.0.1:{PAGES_PORT}", pages), FACTOR)
+    routing = scaled(alertmanager_config(f"{pages}/alerts"), FACTOR)
     told = ""
 
     def printed() -> str:
@@ -165,9 +181,24 @@ def test_an_alert_goes_its_way_from_a_rule_to_a_terminal(
             (alert,) = prometheus.alerts()
             assert alert["labels"]["alertname"] == "HydramixExporterAway" and address in alert["annotations"]["summary"]
             until(lambda: f"warning   HydramixExporterAway: {address}: metrics cannot be read" in printed())
+            assert allowed(prometheus) is None
         states = {alert["labels"]["alertname"]: alert["status"]["state"] for alert in alertmanager.alerts()}
     assert states["A"] == states["C"] == "active" and states["B"] == "suppressed"
     assert "critical  A" in told and "warning   C" in told and " B:" not in told
+
+
+def allowed(prometheus: Prometheus) -> str | None:
+    """Return the pages that a browser lets read an answer of Prometheus; None for its own alone."""
+    request = urllib.request.Request(f"{prometheus.url}/api/v1/query?query=1", headers={"Origin": "http://a.test"})
+    with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=10) as answer:
+        found: str | None = answer.headers["Access-Control-Allow-Origin"]
+        return found
+
+
+@pytest.mark.service
+def test_pages_of_others_read_prometheus_only_where_they_may(tmp_path: Path, installed: None) -> None:
+    with Prometheus(tmp_path, prometheus_files(targets=tmp_path), cors=True) as prometheus:
+        assert allowed(prometheus) in ("*", "http://a.test")
 
 
 @pytest.mark.service
@@ -182,11 +213,12 @@ def test_a_server_that_cannot_start_says_why(tmp_path: Path, installed: None) ->
 
 @pytest.mark.service
 def test_monitoring_runs_until_it_is_stopped_and_leaves_nothing_running(tmp_path: Path, installed: None) -> None:
-    targets = tmp_path / "targets"
-    environment = os.environ | {VARIABLE: json.dumps({"targets": str(targets)})}
+    targets = tmp_path / "home" / "targets"
+    environment = os.environ | {"HOME": str(tmp_path / "home"), VARIABLE: json.dumps({"targets": "~/targets"})}
     command = [sys.executable, str(FOLDER / "monitor.py"), "--folder", str(tmp_path / "m"), "--runs", str(tmp_path)]
     (tmp_path / "report.html").write_text("a report")
     direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    taken = [socket.create_server(("127.0.0.1", PAGES_PORT))] if free_port(PAGES_PORT) == PAGES_PORT else []
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
     try:
         assert process.stdout is not None
@@ -195,8 +227,12 @@ def test_monitoring_runs_until_it_is_stopped_and_leaves_nothing_running(tmp_path
         for url in (*urls, f"{urls[-1]}/report.html"):
             with direct.open(url, timeout=10) as answer:
                 assert answer.status == 200, url
-        assert targets.is_dir()
+        assert targets.is_dir() and f"exporters are found in {targets})" in "".join(lines)
+        reports = next(place for place, line in enumerate(lines) if line.startswith("reports"))
+        assert f"(port {PAGES_PORT} was taken)" in lines[reports] and "`Runs at`" in lines[reports + 1]
     finally:
+        for other in taken:
+            other.close()
         process.send_signal(signal.SIGINT)
         process.communicate(timeout=PATIENCE)
     assert process.returncode == 0 and len(urls) == 5

@@ -160,6 +160,7 @@ def test_a_killed_process_leaves_its_counters_and_no_gauge(node: Node) -> None:
     left = {line.split("{")[0] for line in node.text().splitlines() if "{" in line}
     assert left and not left & gauges
     assert node.value("images_seen_total", **RUN) == 21.0
+    assert node.value("processes_lost_total", **RUN) == 1.0
 
 
 def test_an_end_in_order_keeps_the_last_values_for_a_while(tmp_path: Path, node: Node) -> None:
@@ -170,14 +171,17 @@ def test_an_end_in_order_keeps_the_last_values_for_a_while(tmp_path: Path, node:
             for labels in runs:
                 with Sender(labels, (), brief.settings, lambda: [({"trainings": 1.0}, {})]) as sink:
                     arrives(brief, "trainings", 1.0, **labels)
+                    assert brief.value("processes_lost_total", **labels) == 0.0
                     sink.write({"learning_rate": 0.25, "images_seen_total": 5.0}, labels)
                     if labels["run"] == "by an error":
                         raise ValueError("the process goes on")
         ended = time.monotonic()
         until(lambda: brief.value("exporter_sources") == 0)
-        values = [[brief.value(name, **labels) for name in (*STAYING, "trainings")] for labels in runs]
+        values = [
+            [brief.value(name, **labels) for name in (*STAYING, "processes_lost_total", "trainings")] for labels in runs
+        ]
         assert time.monotonic() < ended + 0.9, "too slow to see anything"
-        assert values == [[0.25, 5.0, None]] * 2
+        assert values == [[0.25, 5.0, 0.0, None]] * 2
         with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as somebody:  # so that it does not end itself
             somebody.connect(place(brief.port))
             until(lambda: not {name for name, _ in brief.page()} & {*STAYING})
@@ -264,6 +268,61 @@ def test_a_busy_exporter_is_not_waited_for_and_hears_the_last_values(node: Node)
         assert taken < 2.0
         for number in (2998, 2999):
             arrives(node, "images_seen_total", number + 2.0, **{**RUN, "run": runs[number]})
+
+
+@contextlib.contextmanager
+def stopped(node: Node) -> Iterator[int]:
+    """Let the exporter hang while the block runs; a block may end that before."""
+    pid = node.pid()
+    assert pid is not None
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield pid
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+
+def fill(sink: Sender) -> None:
+    """Write more than the socket of an exporter that hangs takes."""
+    for number in range(3000):
+        sink.write({"images_seen_total": number + 1.0}, {**RUN, "run": f"run {number % 50} {'x' * 100}"})
+
+
+@pytest.mark.parametrize("connected", [True, False])
+def test_an_exporter_that_hangs_does_not_hold_the_end_of_a_training(
+    node: Node, monkeypatch: pytest.MonkeyPatch, connected: bool
+) -> None:
+    assert sender.CLOSE_SECONDS <= 2.0
+    monkeypatch.setattr(sender, "CLOSE_SECONDS", 0.3)
+    node.ensure()
+    with contextlib.ExitStack() as hanging:
+        if not connected:
+            hanging.enter_context(stopped(node))
+        sink = Sender(RUN, SECTIONS, node.settings)
+        if connected:
+            arrives(node, "processes_lost_total", 0.0)
+            hanging.enter_context(stopped(node))
+            fill(sink)
+        began = time.monotonic()
+        sink.close()
+        assert time.monotonic() - began < 0.8
+    # What was not said could not be; a connection that was not there yet has come afterwards.
+    until(lambda: node.value("exporter_sources") == 0)
+    arrives(node, "processes_lost_total", float(connected))
+
+
+def test_a_goodbye_waits_for_an_exporter_that_is_busy(node: Node) -> None:
+    with Sender(RUN, SECTIONS, node.settings) as sink:
+        arrives(node, "processes_lost_total", 0.0)
+        sink.write({"learning_rate": 0.5}, RUN)
+        with stopped(node) as pid:
+            fill(sink)
+            goes_on = threading.Timer(0.4, os.kill, (pid, signal.SIGCONT))
+            goes_on.start()
+            sink.close()
+            goes_on.join()
+    until(lambda: node.value("exporter_sources") == 0)
+    assert node.value("processes_lost_total", **RUN) == 0.0 and node.value("learning_rate", **RUN) == 0.5
 
 
 def test_an_exporter_of_another_version_is_told(node: Node, caplog: pytest.LogCaptureFixture) -> None:

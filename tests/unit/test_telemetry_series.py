@@ -2,6 +2,7 @@
 
 import logging
 import math
+import pickle
 
 import pytest
 from hypothesis import given
@@ -13,6 +14,8 @@ from hydramix_dist.telemetry.table import METRICS
 from hydramix_dist.telemetry.wire import LABEL_CHARACTERS, numbers
 
 RUN = ("first", "generator")
+LABELS = {"run": "first", "role": "generator", "arm": "both"}
+LOST = "processes_lost_total"
 EXPIRE = 10.0
 COUNTER, STEPS = "images_seen_total", "step_seconds"
 MEAN, SUM, LARGEST, SMALLEST = (
@@ -140,7 +143,7 @@ def test_totals_are_the_sums_of_what_was_heard_whatever_happens(happens: list[tu
     series, bounds = Series(1000.0), METRICS[STEPS].bounds
     counted, steps = [0.0] * 3, [Histogram(bounds) for _ in range(3)]
     heard, seen = [0.0] * 3, [Histogram(bounds) for _ in range(3)]
-    gone_total, gone = 0.0, Histogram(bounds)
+    gone_total, gone, losses = 0.0, Histogram(bounds), 0
     lives_of, connected, gauges = [0, 0, 0], [False] * 3, dict[int, float]()
     kept: float | None = None
     for now, (number, act, amount) in enumerate(happens):
@@ -150,7 +153,7 @@ def test_totals_are_the_sums_of_what_was_heard_whatever_happens(happens: list[tu
             steps[number].observe(amount)
         elif act == "heard":
             if not connected[number]:
-                series.connect(source)
+                series.connect(source, LABELS)
                 connected[number] = True
             items = [(COUNTER, RUN, [counted[number]]), (STEPS, RUN, numbers(steps[number]))]
             series.update(source, [*items, (MEAN, RUN, [float(amount)])])
@@ -159,6 +162,7 @@ def test_totals_are_the_sums_of_what_was_heard_whatever_happens(happens: list[tu
             gauges[number], kept = float(amount), None
         elif connected[number] and act == "lost":
             series.lost(source, float(now))
+            losses += 1
             connected[number] = False
             gauges.pop(number)
         elif connected[number]:
@@ -184,6 +188,44 @@ def test_totals_are_the_sums_of_what_was_heard_whatever_happens(happens: list[tu
         ]
         assert values.get(MEAN) == (pytest.approx(sum(gauges.values()) / len(gauges)) if gauges else kept)
         assert series.sources == sum(connected)
+        assert values.get(LOST, 0.0) == losses
+
+
+# ---- who is lost
+
+
+def test_the_lost_of_a_run_and_role_are_counted_from_the_first_of_them_until_after_the_last() -> None:
+    series = Series(EXPIRE)
+    for source in "abc":
+        series.connect(source, LABELS)
+    series.connect("of an older version")
+    series.connect("nobody's", {"run": "first"})
+    assert shown(series) == {LOST: 0.0}
+    series.update("b", [(LOST, RUN, [99.0])])  # nobody tells that of himself
+    for now, source in enumerate(("of an older version", "nobody's", "a")):
+        series.lost(source, float(now))
+    series.goodbye("b", 3.0)
+    assert shown(series) == {LOST: 1.0}
+    series.connect("a", LABELS)  # it had been counted, and a total never falls
+    series.goodbye("a", 4.0)
+    series.expire(9 * EXPIRE)
+    assert shown(series) == {LOST: 1.0}
+    series.lost("c", 9 * EXPIRE)
+    series.expire(10 * EXPIRE - 0.1)
+    assert shown(series) == {LOST: 2.0}
+    series.expire(10 * EXPIRE)
+    assert shown(series) == {}
+
+
+def test_nothing_is_kept_of_runs_that_are_long_gone() -> None:
+    series = Series(EXPIRE)
+    before = len(pickle.dumps(series))
+    for number in range(50):
+        series.connect("a", {"run": str(number), "role": "generator"})
+        series.update("a", [(name, (str(number), "generator"), [1.0]) for name in (COUNTER, MEAN, SUM)])
+        (series.lost if number % 2 else series.goodbye)("a", 0.0)
+    series.expire(EXPIRE)
+    assert len(pickle.dumps(series)) == before
 
 
 # ---- what is not taken

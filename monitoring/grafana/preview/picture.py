@@ -26,7 +26,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("board", choices=[path.stem for path in (HERE.parent / "dashboards").glob("*.json")])
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--prometheus", default="http://127.0.0.1:9090", help="started with --web.cors.origin='.*'")
+    parser.add_argument("--prometheus", default="http://127.0.0.1:9090", help="one that any page may read: --cors")
     parser.add_argument("--minutes", type=float, default=15)
     parser.add_argument("--end", type=float, help="Unix time of the right edge; now")
     parser.add_argument("--scrape", type=int, default=15, help="scrape interval in seconds, for rates")
