@@ -42,7 +42,9 @@ def _say_where(settings: MetricsSettings) -> None:
     taken = f" (port {settings.port} is in use)" if hello.taken else ""
     lines = [f"metrics at {hello.url}{taken}"]
     if not hello.targets:
-        lines.append(f"Prometheus will not find them by itself: no file could be written in {settings.targets}")
+        lines.append("Prometheus will not find them by itself: the exporter could not write its file of targets")
+    elif Path(hello.targets).parent != Path(settings.targets).expanduser().absolute():
+        lines.append(f"Prometheus finds them by {hello.targets}, for this machine's exporter runs already")
     kept = {"host": hello.host, "expire": hello.expire}
     if kept != {"host": settings.host, "expire": settings.expire}:
         lines.append(f"this machine's exporter runs already, with host {hello.host} and expire {hello.expire:g}")

@@ -25,6 +25,7 @@ class Account:
         """Take the training's run folder, for its checkpoints, and how many workers it wants."""
         self.losses = ""  # the last ones, in words
         self.restarts = 0  # how often workers have come again after a loss
+        self._lost = False
         self._folder, self._distributed = folder, distributed
         self._crew: tuple[Worker, ...] = ()  # the last one that was complete
         self._dead_nodes: set[str] = set()
@@ -43,6 +44,7 @@ class Account:
         self._say_waiting(news.working)
 
     def _say_losses(self, losses: Losses) -> None:
+        self._lost = True
         self.losses = "; ".join(f"{_name(rank, worker)} {what}" for rank, worker, what in losses.told)
         logs = ", ".join(worker.log for _, worker, _ in losses.told if worker is not None)
         _log.warning("%s%s", self.losses, f" (log: {logs})" if logs else "")
@@ -51,7 +53,8 @@ class Account:
         before, self._crew = len(self._crew), crew
         if not before:
             return
-        self.restarts += 1
+        self.restarts += self._lost  # else their number was changed, though none was lost
+        self._lost = False
         folders = committed(self._folder)
         _log.warning(
             "going on with %s%s, from %s",

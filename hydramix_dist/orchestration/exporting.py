@@ -3,7 +3,6 @@
 import contextlib
 import logging
 import shutil
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -14,7 +13,7 @@ from hydramix_dist.store.disk import existing
 from hydramix_dist.store.traffic import since, traffic
 from hydramix_dist.telemetry import Recorder, Sender, Sink, Told
 from hydramix_dist.training.environment import memory_bytes
-from hydramix_dist.training.group import Group
+from hydramix_dist.training.group import Alone, Group
 
 if TYPE_CHECKING:
     from hydramix_dist.orchestration.tasks import Task
@@ -38,7 +37,7 @@ _RETRIES = "retries."
 def exporting_training(task: "Task", labels: Mapping[str, str], group: Group) -> Iterator[list[Sink]]:
     """Yield the sink that exports a training's records; none where the settings export nothing.
 
-    Every rank tells of its own memory and traffic; rank 0 counts the training, and that it has failed.
+    Every rank tells of its own memory and traffic; rank 0 counts the training.
     """
     settings = _settings()
     if settings.port is None or task.run_name is None:
@@ -54,16 +53,10 @@ def exporting_training(task: "Task", labels: Mapping[str, str], group: Group) ->
 
     sections = ("Every training", task.kind.capitalize(), "Checkpoints", "Data")
     with Sender(labels, sections if group.rank == 0 else ("Data",), settings, probe) as sender:
-        if group.rank == 0:
-            sender.write({"training_start_timestamp_seconds": time.time()}, labels, 0)
-        try:
+        # Of several workers, who may be started again, the driver knows whether the training has failed.
+        alone = isinstance(group, Alone)
+        with counting_failures(Recorder([sender], **labels)) if alone else contextlib.nullcontext():
             yield [sender]
-        except Interrupted:
-            raise
-        except Exception:
-            if group.rank == 0:
-                sender.write({"trainings_failed_total": 1.0}, labels, 0)
-            raise
 
 
 @contextlib.contextmanager
@@ -83,6 +76,19 @@ def exporting(labels: Mapping[str, str], sections: Sequence[str], store: Store) 
 
     with Sender(labels, sections, settings, probe) as sender:
         yield Recorder([sender], **labels)
+
+
+@contextlib.contextmanager
+def counting_failures(recorder: Recorder) -> Iterator[None]:
+    """Count a training that ends by an error, one that is asked to stop aside."""
+    recorder.record(0, {"trainings_failed_total": 0.0})
+    try:
+        yield
+    except Interrupted:
+        raise
+    except Exception:
+        recorder.record(0, {"trainings_failed_total": 1.0})
+        raise
 
 
 def _settings() -> MetricsSettings:

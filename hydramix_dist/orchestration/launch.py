@@ -15,11 +15,12 @@ from hydramix_dist.config.distributed import DistributedSettings
 from hydramix_dist.errors import Interrupted
 from hydramix_dist.orchestration.account import Account, WorkersLostError, workers
 from hydramix_dist.orchestration.desk import Desk
-from hydramix_dist.orchestration.exporting import exporting
+from hydramix_dist.orchestration.exporting import counting_failures, exporting
 from hydramix_dist.orchestration.ray_session import RaySession
 from hydramix_dist.orchestration.tasks import Task
 from hydramix_dist.store import Store
 from hydramix_dist.store.run import mark_failed
+from hydramix_dist.telemetry import Recorder
 
 LOOK_SECONDS = 0.25  # between two looks at the desk
 
@@ -36,6 +37,19 @@ def launch(
     Losses, and what follows on them, are logged as warnings. Raises what the task raises where it would raise that
     again (UserError, NonFiniteLossError), Interrupted after saving when asked to stop, and WorkersLostError.
     """
+    labels, folder = {"run": task.run_name or "", "role": task.kind}, Store(task.folder_url)
+    with exporting(labels, ("Workers and disk",), folder) as recorder, counting_failures(recorder):
+        return _followed(task, distributed, session, progress, should_stop, recorder)
+
+
+def _followed(
+    task: Task,
+    distributed: DistributedSettings,
+    session: RaySession,
+    progress: Callable[[int, int], None],
+    should_stop: Callable[[], bool],
+    recorder: Recorder,
+) -> dict[str, Any]:
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -44,10 +58,7 @@ def launch(
     desk = ray.remote(Desk).options(num_cpus=0, scheduling_strategy=here).remote()
     store = Store(task.folder_url)
     account = Account(store, distributed)
-    stack = contextlib.ExitStack()
     try:
-        labels = {"run": task.run_name or "", "role": task.kind}
-        recorder = stack.enter_context(exporting(labels, ("Workers and disk",), store))
         run = _in_thread(_trainer(task, distributed, session, desk).fit)
         done = False
         while not done:
@@ -69,7 +80,6 @@ def launch(
             mark_failed(store, str(lost))
         raise
     finally:
-        stack.close()
         ray.kill(desk)
 
 

@@ -144,7 +144,7 @@ class _Exporter:
         try:
             with self._lock:
                 self._take(connection, message)
-        except (ValueError, TypeError, LookupError) as error:  # a sender of another version
+        except (ValueError, TypeError, LookupError, ArithmeticError, RecursionError) as error:  # of another version
             if self._understands:
                 _log.warning("a message was not understood, others may follow: %r", error)
             self._understands = False

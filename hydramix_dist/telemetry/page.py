@@ -39,7 +39,8 @@ scrape_configs:
       - files: [/tmp/hydramix-metrics/*.json]
 ```
 
-A training never waits for its exporter, and goes on without one, with one warning. Without a port nothing is started.
+No step waits for the exporter: a command gives it 10 s at its beginning, a training 2 s at its end, and both go on
+without one, with one warning. Without a port nothing is started.
 
 ## What they say
 

@@ -54,7 +54,7 @@ _TRAINING = (
         "gauge",
         "Unix time",
         _RUN,
-        "when the training was begun or gone on with; of several, the first",
+        "when the first step was begun, or gone on with; of several trainings, the first",
         "min",
     ),
     Metric("images_seen_total", "counter", "images", _RUN, "training images seen (mixes, for the generator)"),

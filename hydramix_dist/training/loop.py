@@ -113,7 +113,8 @@ def run(training: Training, context: Context, resumed: Checkpoint | None) -> Out
         context.recorder.record(resumed.images, {"checkpoint_fallbacks_total": resumed.fallbacks})
     saves = {round(length.steps * (i + 1) / context.runtime.checkpoints) for i in range(context.runtime.checkpoints)}
     meter = Meter(context.recorder, first * length.batch, length.steps * length.batch, context.runtime.checkpoints)
-    context.recorder.record(first * length.batch, {"world_size": group.world_size})
+    begun = {"world_size": group.world_size, "training_start_timestamp_seconds": time.time()}
+    context.recorder.record(first * length.batch, begun)
     started, cpu_started, stopping = time.monotonic(), time.process_time(), False
     context.progress(first * length.batch, length.steps * length.batch)
 

@@ -155,6 +155,10 @@ def test_faults_wake_somebody(healthy: Place, seaweed: Seaweed) -> None:
     lost = place.folder / "lost"
     two = place.settings("lost", generator=GENERATOR | {"images": 1500}, **TWO)
     both = place.start("train", "generator", two, "--address", place.ray, "--out", lost)
+    tiny.wait_for(lambda: any(lost.glob("checkpoints/*/manifest.json")))
+    workers = [pid for pid in tiny.descendants(place.head) if "RayTrainWorker" in command_of(pid)]
+    assert workers, "the training was over before one of its workers could be killed"
+    tiny.kill(workers[-1])
     with FaultProxy(seaweed.endpoint) as proxy:
         out = f"{place.bucket}/away"
         settings = place.settings("away", generator=GENERATOR | {"images": 3000})
@@ -164,8 +168,6 @@ def test_faults_wake_somebody(healthy: Place, seaweed: Seaweed) -> None:
         away = place.start("train", "generator", settings, "--out", out, **proxied)
         tiny.wait_for(lambda: any(path.endswith("manifest.json") for path in Store(out).list("checkpoints")))
         proxy.faults.unavailable = 1.0
-        tiny.wait_for(lambda: any(lost.glob("checkpoints/*/manifest.json")))
-        tiny.kill(next(pid for pid in tiny.descendants(place.head) if "RayTrainWorker" in command_of(pid)))
         settings = place.settings("nan", classifier=tiny.PILOT["classifier"] | {"optimizer": {"lr": 1e12}})
         said = ended(place.start("train", "classifier", settings, "--out", place.folder / "nan"), code=1)
         assert "is not finite" in said
@@ -178,6 +180,7 @@ def test_faults_wake_somebody(healthy: Place, seaweed: Seaweed) -> None:
     ):
         tiny.wait_for(lambda: bool(told(alert, **labels)))  # noqa: B023 - asked at once
     assert "going on with 2 workers" in ended(both)
+    assert not told("HydramixTrainingFailed", run="lost")  # it went on
     (message, *_) = told("HydramixNonFiniteStop")
     assert message["annotations"]["summary"] == "nan: a classifier stopped, its loss was not finite"
     assert message["annotations"]["runbook_url"] == "docs/runbook.md#hydramixnonfinitestop"

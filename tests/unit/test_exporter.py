@@ -195,9 +195,10 @@ def test_what_nobody_understands_hurts_nobody(node: Node) -> None:
         good.send(setting([2.0]))
         bad.send(setting([5.0]))  # before it has said who it is
         bad.send(BYE)
-        for message in (b"{", b"[]", b"7", b"\xff\xfe", b"{}"):
+        for message in (b"{", b"[]", b"7", b"\xff\xfe", b"{}", b"[" * 50_000):
             bad.send(message)
         bad.send(source_message("bad", {}))
+        bad.send(setting([10**400]))
         for message in (setting(None), setting(["x"]), setting([1.0], name=[]), setting([1.0], labels=7)):
             bad.send(message)
         bad.send(setting([1.0], labels=("r", {"a": 1})))

@@ -78,7 +78,7 @@ def test_a_training_that_ends_by_an_error_is_counted_and_one_that_is_stopped_is_
 ) -> None:
     with pytest.raises(Interrupted):
         generator(dataset, tmp_path).run(ignore, tiny.stops_after(3))
-    until(lambda: node.value("images_seen_total", **RUN) is not None)
+    until(lambda: node.value("exporter_sources") == 0)
     assert node.value("trainings_failed_total", **RUN) == 0.0
     with pytest.raises(NonFiniteLossError):
         generator(dataset, tmp_path / "bad", optimizer={"lr": 1e30}).run(ignore, tiny.never)
@@ -126,7 +126,8 @@ def test_a_driver_tells_of_its_own_traffic(node: Node, tmp_path: Path) -> None:
         traffic.count(read_bytes=7, stall_seconds=0.5)
         traffic.retry("timeout")
         recorder.record(0, {"sweep_trials": 3.0}, state="pending")
-    until(lambda: node.value("sweep_trials", run="mine", state="pending") == 3.0)
+    until(lambda: node.value("exporter_sources") == 0)
+    assert node.value("sweep_trials", run="mine", state="pending") == 3.0
     assert node.value("store_read_bytes_total", **labels) == 7.0
     assert node.value("data_stall_seconds_total", **labels) == 0.5
     assert node.value("store_retries_total", **labels, cause="timeout") == 1.0

@@ -127,6 +127,7 @@ def test_a_probe_is_asked_again_and_again_and_its_failure_is_said_once(
         until(lambda: asked > 6)
         arrives(node, "store_retries_total", 2.0, cause="server", **RUN)
         assert (node.value("store_requests_total", **RUN) or 0) > 1
+    until(lambda: node.value("exporter_sources") == 0)
     assert node.value("store_requests_total", **RUN) == asked, "it is asked at the end as well"
     assert [record.levelno for record in caplog.records] == [logging.WARNING]
 
@@ -185,15 +186,6 @@ def test_an_end_in_order_keeps_the_last_values_for_a_while(tmp_path: Path, node:
         with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as somebody:  # so that it does not end itself
             somebody.connect(place(brief.port))
             until(lambda: not {name for name, _ in brief.page()} & {*STAYING})
-
-
-def test_who_leaves_without_a_word_is_lost(node: Node) -> None:
-    sink = Sender(RUN, (), node.settings)
-    sink.write({"learning_rate": 0.25, "images_seen_total": 5.0}, RUN)
-    arrives(node, "learning_rate", 0.25)
-    sink.close(orderly=False)
-    until(lambda: node.value("exporter_sources") == 0)
-    assert node.value("learning_rate", **RUN) is None and node.value("images_seen_total", **RUN) == 5.0
 
 
 def test_a_training_that_is_shorter_than_the_start_of_an_exporter_is_seen(node: Node) -> None:
@@ -282,8 +274,9 @@ def stopped(node: Node) -> Iterator[int]:
         os.kill(pid, signal.SIGCONT)
 
 
-def fill(sink: Sender) -> None:
-    """Write more than the socket of an exporter that hangs takes."""
+def fill(sink: Sender, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Write more than the socket of an exporter that hangs takes, each value by itself."""
+    monkeypatch.setattr(sender, "SEND_SECONDS", 0.0)
     for number in range(3000):
         sink.write({"images_seen_total": number + 1.0}, {**RUN, "run": f"run {number % 50} {'x' * 100}"})
 
@@ -302,21 +295,21 @@ def test_an_exporter_that_hangs_does_not_hold_the_end_of_a_training(
         if connected:
             arrives(node, "processes_lost_total", 0.0)
             hanging.enter_context(stopped(node))
-            fill(sink)
+            fill(sink, monkeypatch)
         began = time.monotonic()
         sink.close()
-        assert time.monotonic() - began < 0.8
+        assert time.monotonic() - began < 5  # without a connection it would wait for 10
     # What was not said could not be; a connection that was not there yet has come afterwards.
     until(lambda: node.value("exporter_sources") == 0)
     arrives(node, "processes_lost_total", float(connected))
 
 
-def test_a_goodbye_waits_for_an_exporter_that_is_busy(node: Node) -> None:
+def test_a_goodbye_waits_for_an_exporter_that_is_busy(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
     with Sender(RUN, SECTIONS, node.settings) as sink:
         arrives(node, "processes_lost_total", 0.0)
         sink.write({"learning_rate": 0.5}, RUN)
         with stopped(node) as pid:
-            fill(sink)
+            fill(sink, monkeypatch)
             goes_on = threading.Timer(0.4, os.kill, (pid, signal.SIGCONT))
             goes_on.start()
             sink.close()
