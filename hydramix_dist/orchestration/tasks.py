@@ -72,9 +72,9 @@ class GeneratorTask:
         """
         group = group or Alone(prepare_device(self.runtime))
         labels = {"run": self.run_name or "", "role": self.kind}
-        with _context(self, labels, progress, should_stop, group, sinks) as context:
+        with _context(self, labels, progress, should_stop, group, sinks) as (context, exported):
             shots = together(group, self._shots)
-            _introduce(self, context)
+            _introduce(self, context.group, exported)
             return train_generator(shots, self.settings, self.seed, self.identity(), self.data.url, context)
 
     def _shots(self) -> ShotSet:
@@ -116,9 +116,9 @@ class ClassifierTask:
         """
         own = group or Alone(prepare_device(self.runtime))
         labels = {"run": self.run_name or "", "role": self.kind, "arm": self.arm}
-        with _context(self, labels, progress, should_stop, own, sinks) as context:
+        with _context(self, labels, progress, should_stop, own, sinks) as (context, exported):
             inputs = together(own, lambda: self._inputs(own.device))
-            _introduce(self, context)
+            _introduce(self, own, exported)
             return train_classifier(inputs, self.settings, self.seed, self.identity(), self.data.url, context)
 
     def _inputs(self, device: torch.device) -> ClassifierInputs:
@@ -179,24 +179,29 @@ def _context(
     should_stop: ShouldStop,
     group: Group,
     sinks: Sequence[Sink],
-) -> Iterator[Context]:
-    """Yield what surrounds a training; of several processes, rank 0 alone records and tells its progress."""
+) -> Iterator[tuple[Context, Recorder]]:
+    """Yield what surrounds a training, and a recorder to the exporter alone.
+
+    Of several processes, rank 0 alone records and tells its progress.
+    """
     store = Store(task.folder_url)
     with contextlib.ExitStack() as stack:
         exported = stack.enter_context(exporting_training(task, labels, group))
         if group.rank != 0:
-            yield Context(group, store, Recorder([], **labels), task.runtime, lambda images, total: None, should_stop)
+            silent = Recorder([], **labels)
+            yield Context(group, store, silent, task.runtime, lambda images, total: None, should_stop), silent
             return
         journal = stack.enter_context(Journal(store, "metrics.jsonl"))
         recorder = Recorder([JsonlSink(journal.write), *exported, *sinks], **labels)
-        yield Context(group, store, recorder, task.runtime, progress, should_stop)
+        context = Context(group, store, recorder, task.runtime, progress, should_stop)
+        yield context, Recorder(exported, **labels)
 
 
-def _introduce(task: Task, context: Context) -> None:
-    """Record what runs: once its data set is open, which may take as long as the store lets it."""
-    data, device = dataset_of(task.data).fingerprint[:12], context.group.device.type
+def _introduce(task: Task, group: Group, exported: Recorder) -> None:
+    """Tell what runs: once its data set is open, which may take as long as the store lets it."""
+    data, device = dataset_of(task.data).fingerprint[:12], group.device.type
     about = {"data": data, "device": device, "precision": task.runtime.precision, "version": __version__}
-    context.recorder.record(0, {"run_info": 1.0}, **about)
+    exported.record(0, {"run_info": 1.0}, **about)
 
 
 @lru_cache(maxsize=2)

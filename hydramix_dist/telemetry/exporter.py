@@ -44,7 +44,8 @@ def serve(port: int, host: str, targets: Path, expire: float, stay: bool, ready:
     can be had, ExporterThereError where there is an exporter for `port`.
     """
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        if signal.getsignal(number) is not signal.SIG_IGN:  # `nohup hydramix exporter &` outlives its terminal
+        # `nohup hydramix exporter &` outlives its terminal.
+        if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, signal.default_int_handler)
     with contextlib.suppress(KeyboardInterrupt), contextlib.ExitStack() as ending:
         meeting = ending.enter_context(_meeting_place(port))

@@ -19,7 +19,7 @@ import tiny
 import yaml
 from fault_proxy import FaultProxy
 from grafana.queries import queries
-from seaweed import Seaweed
+from seaweed import ADMIN, Seaweed
 from sweep_work import data_of
 from watched import FACTOR, MONITORING, Watch, ray_head, servers_there, watching
 
@@ -83,6 +83,7 @@ def ended(command: "subprocess.Popen[str]", code: int = 0) -> str:
 
 @pytest.fixture(scope="module")
 def place(servers_there: None, seaweed: Seaweed, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+    seaweed.restart((ADMIN,))  # whatever a test before has done to it
     folder = tmp_path_factory.mktemp("monitoring")
     bucket = "s3://test-bucket/monitoring"
     environment = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}

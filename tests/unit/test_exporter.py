@@ -364,7 +364,7 @@ def test_the_command_serves_until_it_is_asked_to_end_and_a_second_one_is_refused
         assert said.startswith(f"error: an exporter for port {node.port} runs already") and said.count("\n") == 1
         assert first.poll() is None and file.exists(), "a service stays although nobody comes"
         first.send_signal(signal.SIGINT)
-        out, said = first.communicate()
+        out, said = first.communicate(timeout=60)
         assert (first.returncode, out, said) == (0, "", "")
         assert not file.exists()
 
