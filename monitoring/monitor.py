@@ -39,6 +39,7 @@ def main() -> int:
     )
     chosen = options.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # also where a script began it in the background
     try:
         with contextlib.ExitStack() as stack:
             _run(stack, chosen.folder.expanduser().resolve(), chosen.runs.expanduser().resolve(), cors=chosen.cors)

@@ -167,6 +167,7 @@ def test_worker_killed_once_too_often(nodes: Nodes, tmp_path: Path) -> None:
     assert images_of(committed(Store(job.folder))[-1]) == 16, "the last checkpoint stands"
 
 
+@pytest.mark.full
 def test_worker_terminated(
     nodes: Nodes, undisturbed: Callable[[str], dict[str, str]], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -193,6 +194,7 @@ def test_node_lost(
     assert "going on with 2 workers, from the checkpoint after 16 images" in said(caplog)
 
 
+@pytest.mark.full
 def test_node_lost_for_good(nodes: Nodes, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """An elastic training goes on with the worker that is left."""
     nodes.have(2)
@@ -226,6 +228,7 @@ def test_node_about_to_go(
     assert "going on with 2 workers, from the checkpoint after 24 images" in said(caplog)
 
 
+@pytest.mark.full
 def test_stopped_and_gone_on_with(nodes: Nodes, undisturbed: Callable[[str], dict[str, str]], tmp_path: Path) -> None:
     nodes.have(2)
     job = Job("classifier", tmp_path, "waits", rank=0)

@@ -106,6 +106,7 @@ def test_at_a_limit_the_rest_is_left(tmp_path: Path, tmp_path_factory: pytest.Te
     assert sorted(trial["state"] for trial in json.loads(again.stdout)["trials"]) == ["done", "done", "left"]
 
 
+@pytest.mark.full
 def test_two_sweeps_that_need_the_same_generator_train_it_once(
     tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:

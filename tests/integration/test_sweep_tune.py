@@ -94,6 +94,7 @@ def test_optuna_asks_by_what_it_has_heard(tmp_path: Path, tmp_path_factory: pyte
     assert order[:28] == ["asked", "done"] * 14, "each was asked for when the one before had its score"
 
 
+@pytest.mark.full
 def test_trainings_of_two_workers(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     tree = tree_of(data_of(tmp_path_factory.getbasetemp()), arms={"baseline": {}})
     alone = run_sweep(sweep_of(tree, tmp_path / "alone", tmp_path / "shared"), Quiet())

@@ -33,6 +33,7 @@ def last(folder: Path) -> dict[str, EngineState]:
     return dict(checkpoint.engines)
 
 
+@pytest.mark.full
 @pytest.mark.usefixtures("environment")
 def test_pilot_over_two_workers_trains_the_same(tmp_path: Path, image_folder: Path) -> None:
     alone = tiny.write_preset(tmp_path / "alone.yaml", **CALM)
@@ -67,6 +68,7 @@ def test_train_over_two_workers_answers_and_leaves_nothing_behind(tmp_path: Path
     assert json.loads(again.stdout) == answer
 
 
+@pytest.mark.full
 @pytest.mark.usefixtures("environment")
 def test_command_over_two_workers_stopped_goes_on(tmp_path: Path, data_url: str) -> None:
     """By Ctrl-C, which the whole group of processes hears, and typed again."""
