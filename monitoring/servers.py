@@ -5,6 +5,7 @@ https://prometheus.io/download on the PATH. Both listen on 127.0.0.1 alone and k
 run side by side on ports of their own.
 """
 
+import abc
 import json
 import re
 import shutil
@@ -35,7 +36,7 @@ _PLACES = (
 )
 
 
-class _Server:
+class _Server(abc.ABC):
     """A program that serves HTTP on one port of this machine, run by `start` or as a context."""
 
     def __init__(self, names: tuple[str, ...], package: str, folder: Path, port: int | None) -> None:
@@ -99,8 +100,9 @@ class _Server:
     def __exit__(self, *_: object) -> None:
         self.stop()
 
+    @abc.abstractmethod
     def _options(self) -> list[str]:
-        raise NotImplementedError
+        """Return the program's command line options."""
 
     def _wait_until_ready(self, log: Path) -> None:
         end = time.monotonic() + START
