@@ -9,6 +9,7 @@ from pydantic import Field
 
 from hydramix_dist.config.base import Settings
 from hydramix_dist.config.load import build, parse, read_yaml
+from hydramix_dist.errors import UserError
 
 VARIABLE = "HYDRAMIX_METRICS"
 
@@ -40,7 +41,10 @@ def metrics_settings() -> MetricsSettings:
     if not text.strip():
         return MetricsSettings()
     inline = text.lstrip().startswith("{")
-    tree = parse(text, VARIABLE) if inline else read_yaml(Path(text).expanduser())
+    try:
+        tree = parse(text, VARIABLE) if inline else read_yaml(Path(text).expanduser())
+    except UserError as error:
+        raise error if inline else UserError(f"{VARIABLE}: {error}") from error
     return build(MetricsSettings, tree, VARIABLE if inline else f"{VARIABLE} ({text})")
 
 

@@ -11,10 +11,10 @@ import tiny
 from exporters import Node, own_node, until
 
 from hydramix_dist.config.load import build
-from hydramix_dist.config.metrics import VARIABLE
+from hydramix_dist.config.metrics import VARIABLE, metrics_settings
 from hydramix_dist.config.training import ClassifierTrainingSettings, GeneratorTrainingSettings
 from hydramix_dist.data.dataset import Dataset
-from hydramix_dist.errors import Interrupted
+from hydramix_dist.errors import Interrupted, UserError
 from hydramix_dist.orchestration.exporting import exporting
 from hydramix_dist.orchestration.tasks import Task
 from hydramix_dist.orchestration.train import make_task
@@ -109,6 +109,12 @@ def test_settings_that_became_wrong_end_no_training(
     result = generator(dataset, tmp_path).run(ignore, tiny.never)
     assert result["images_seen"] == 240
     assert "metrics are not exported: HYDRAMIX_METRICS" in caplog.text and "port" in caplog.text
+
+
+def test_a_file_of_settings_that_is_not_there_is_named_with_the_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(VARIABLE, "nowhere.yaml")
+    with pytest.raises(UserError, match=r"^HYDRAMIX_METRICS: settings file nowhere\.yaml"):
+        metrics_settings()
 
 
 def test_a_classifier_tells_by_arm(node: Node, dataset: Dataset, tmp_path: Path) -> None:
