@@ -8,6 +8,8 @@ PILOT_ARGS ?=
 DEMO_ARGS ?=
 MONITOR_ARGS ?=
 TEST_ARGS ?=
+# With it, as images of containers often have, each of the hundreds of processes of the tests compiles our modules anew.
+unexport PYTHONDONTWRITEBYTECODE
 # Those that need no arguments and end within minutes; the long comparison is benchmarks/nshot.py.
 BENCHMARKS := $(addprefix benchmarks/, startup.py segments.py import_speed.py steps.py released_step.py classifier_step.py composing.py mixes.py scaling.py model_state.py distributed_step.py checkpoint_stall.py recovery.py sweep_scale.py metrics.py)
 
@@ -29,8 +31,14 @@ demo-s3: $(READY) ## the same from and into a bucket, on a real S3 server of thi
 monitor: $(READY) ## Prometheus with our rules and Alertmanager on this machine, until Ctrl-C
 	$(BIN)/python monitoring/monitor.py $(MONITOR_ARGS)
 
-test: $(READY) ## one pass over everything, in minutes
+# Of two cores one process uses half; but Ray starts so many that its tests need both.
+test: $(READY) ## one pass over everything, in 30 to 40 minutes (or TEST_ARGS='-k store -x')
+ifeq ($(strip $(TEST_ARGS)),)
+	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder -m 'not alone'
+	$(BIN)/pytest -m alone
+else
 	$(BIN)/pytest $(TEST_ARGS)
+endif
 
 test-full: $(READY) ## whole matrices and long fault tests as well
 	$(BIN)/pytest --full $(TEST_ARGS)
@@ -51,5 +59,7 @@ clean: ## remove the environment, caches and builds; runs and data stay
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; ok = sys.version_info >= (3, 11); sys.exit(None if ok else "hydramix_dist needs Python 3.11 or newer, $(PYTHON) is " + sys.version.split()[0] + "; name another one: make PYTHON=python3.12 ...")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --disable-pip-version-check -e '.[dev]' -c constraints.txt
+	$(BIN)/python -m pip install --disable-pip-version-check --no-compile -e '.[dev]' -c constraints.txt
+	@# pip compiles on one core what it installs: 86 CPU seconds for all of it. Of what is not for Python, errors are no matter.
+	@-$(BIN)/python -m compileall -qq -j 0 -x '/(tests?|testing|rllib)/' $(VENV)/lib
 	@touch $@

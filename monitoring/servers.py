@@ -229,18 +229,24 @@ class Alertmanager(_Server):
 
 
 def prometheus_files(
-    *, targets: str | Path | None = None, alertmanager: str | None = None, factor: float = 1.0
+    *,
+    targets: str | Path | None = None,
+    ray: str | Path | None = None,
+    alertmanager: str | None = None,
+    factor: float = 1.0,
 ) -> dict[str, str]:
     """Return the committed configuration of Prometheus and its rules, by name, as `Prometheus` takes them.
 
-    `targets` is the folder in which exporters write their addresses, `alertmanager` is HOST:PORT; None leaves what the
-    file says. All durations are divided by `factor`.
+    `targets` is the folder in which exporters write their addresses, `ray` the file in which Ray does, `alertmanager`
+    is HOST:PORT; None leaves what the file says. All durations are divided by `factor`.
     """
     folder = HERE / "prometheus"
     config = yaml.safe_load((folder / "prometheus.yml").read_text(encoding="utf-8"))
+    found = {job["job_name"]: job["file_sd_configs"][0] for job in config["scrape_configs"]}
     if targets is not None:
-        job = next(job for job in config["scrape_configs"] if job["job_name"] == "hydramix")
-        job["file_sd_configs"][0]["files"] = [f"{targets}/*.json"]
+        found["hydramix"]["files"] = [f"{targets}/*.json"]
+    if ray is not None:
+        found["ray"]["files"] = [str(ray)]
     if alertmanager is not None:
         config["alerting"]["alertmanagers"] = [{"static_configs": [{"targets": [alertmanager]}]}]
     files = {"prometheus.yml": yaml.safe_dump(config, sort_keys=False)}

@@ -2,6 +2,8 @@
 
 - `full` tests run only with `--full` (`make test-full`).
 - `shared` tests need the real image sets in ../shared/data and skip where those are absent.
+- `alone` tests start Ray, whose many processes want all cores. `make test` takes the others in two processes, a file in
+  one of them, so that what its tests share is made once.
 - `service` tests need a program, a right or a server of the machine. They call `pytest.skip(reason)` in the test or a
   fixture where it is absent; with HYDRAMIX_REQUIRE_SERVICES=1 (set by .ci/run) such a skip is a failure. Tests that ask
   for the S3 server, `seaweed`, `bucket` or `proxied`, are marked by that.

@@ -42,10 +42,7 @@ def run(world_size: int, function: Callable[..., T], *arguments: Any, seconds: f
     thread and a process group, and warnings are errors in it. Raises RankError after killing all of them where one
     raises, dies, or is not done `seconds` after they came together.
     """
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOAD)
-    with mock.patch.dict(os.environ, DS_ACCELERATOR="cpu"):
-        forkserver.ensure_running()
+    context = _context()
     job = pickle.dumps((function, arguments))
     with tempfile.TemporaryDirectory() as folder:
         ends: list[Connection] = []
@@ -69,6 +66,32 @@ def run(world_size: int, function: Callable[..., T], *arguments: Any, seconds: f
         if len(values) == world_size:
             return values
         raise RankError("\n".join(_account(rank, answer, Path(folder)) for rank, answer in enumerate(answers)))
+
+
+def exit_code(function: Callable[..., object], *arguments: Any, seconds: float = 120.0) -> int:
+    """Return how one process without a group ends that does `function(*arguments)`: minus the signal that kills it."""
+    process = _context().Process(target=_apart, args=(pickle.dumps((function, arguments)),), daemon=True)
+    process.start()
+    process.join(seconds)
+    if process.exitcode is None:
+        process.kill()
+        process.join()
+        raise RankError(f"not done after {seconds:.0f} s")
+    return process.exitcode
+
+
+def _context() -> Any:
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOAD)
+    with mock.patch.dict(os.environ, DS_ACCELERATOR="cpu"):
+        forkserver.ensure_running()
+    return context
+
+
+def _apart(job: bytes) -> None:
+    torch.set_num_threads(1)
+    function, arguments = pickle.loads(job)
+    function(*arguments)
 
 
 def _collect(ends: list[Connection], seconds: float) -> list[tuple[bool, Any] | None]:

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -14,12 +15,15 @@ from hydramix_dist.config.schema import AdamSettings, SgdSettings
 from hydramix_dist.models.placement import placed
 from hydramix_dist.training.deepspeed_engine import DeepSpeedGroup
 from hydramix_dist.training.engine import Engine
+from hydramix_dist.training.environment import has_slow_bf16
 from hydramix_dist.training.group import Group
 
 CPU = torch.device("cpu")
 ADAM, SGD = AdamSettings(lr=0.01), SgdSettings(lr=0.05)
 STAGES, SIZES = range(4), (1, 2, 3)
 TOPOLOGIES = list(itertools.product(STAGES, SIZES))
+# By default half of them: each stage and each number of processes at least once.
+EACH_TOPOLOGY = [pytest.param(s, n, marks=() if (s + n) % 2 else pytest.mark.full) for s, n in TOPOLOGIES]
 RATES = [0.02, 0.02, 0.01, 0.005]  # one a step
 HALF = len(RATES) // 2
 
@@ -28,7 +32,9 @@ TOLERANCE = 1e-5
 # In bf16 a weight that differs in its last bit may be rounded the other way, which changes it by 0.4 %, and then all
 # that follows: measured 2.4e-2 over six steps. The first step alone is as exact as in fp32, but for three ranks: for
 # DeepSpeed's mean over them losses are scaled by 3, which gradients in bf16 do not take without rounding.
-BF16_TOLERANCE = 5e-2
+# Without AVX-512 bf16 is computed in software, and the first step differs too: by 4.4e-4, the last by 0.11.
+SLOW_BF16 = has_slow_bf16()
+BF16_TOLERANCE = 0.25 if SLOW_BF16 else 5e-2
 
 
 def network(norm: str = "instance", bf16: bool = False) -> nn.Module:

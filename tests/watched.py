@@ -95,11 +95,8 @@ def watching(folder: Path, ray_targets: Path | None = None) -> Iterator[Watch]:
         for name in ("alertmanager", "prometheus"):
             (folder / name).mkdir(parents=True)
         manager = stack.enter_context(Alertmanager(folder / "alertmanager", prompt(alertmanager_config(webhook.url))))
-        files = prometheus_files(targets=targets, alertmanager=manager.address, factor=FACTOR)
-        config = yaml.safe_load(files["prometheus.yml"])
-        ray = next(job for job in config["scrape_configs"] if job["job_name"] == "ray")
-        ray["file_sd_configs"][0] |= {"files": [str(ray_targets or folder / "none.json")], "refresh_interval": "1s"}
-        files["prometheus.yml"] = yaml.safe_dump(config)
+        ray = ray_targets or folder / "none.json"
+        files = prometheus_files(targets=targets, ray=ray, alertmanager=manager.address, factor=FACTOR)
         prometheus = stack.enter_context(Prometheus(folder / "prometheus", files))
         yield Watch(prometheus, webhook, {VARIABLE: json.dumps(settings)})
 

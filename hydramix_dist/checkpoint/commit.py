@@ -10,7 +10,7 @@ import hashlib
 import json
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,7 +60,7 @@ def save(
     """
     folder, there = _folder(images), _folders_there(store)
     if folder in there:  # of a killed save, or a broken one that the training went back from
-        _remove(store, folder)
+        remove(store, folder)
     entries = [
         _write(store, folder, name, tensors)
         for engine, state in engines.items()
@@ -190,14 +190,19 @@ def _write(store: Store, folder: str, name: str, tensors: Mapping[str, Tensor]) 
 
 
 def _prune(store: Store, there: Mapping[str, bool], newest: str, keep: int) -> None:
-    scores = {folder: _score(store, folder) for folder in sorted(there) if there[folder] and folder <= newest}
-    scored = {folder: score for folder, score in scores.items() if score is not None}
-    best = max(scored, key=lambda folder: (scored[folder], folder), default=None)
-    for folder in sorted(there.keys() - {*list(scores)[-keep:], best}):
-        _remove(store, folder)
+    whole = [folder for folder in sorted(there) if there[folder] and folder <= newest]
+    for folder in sorted(there.keys() - {*whole[-keep:], best_of(store, whole)}):
+        remove(store, folder)
 
 
-def _remove(store: Store, folder: str) -> None:
+def best_of(store: Store, folders: Iterable[str]) -> str | None:
+    """Return the checkpoint with the best score, the later of equal ones; None where none has a score."""
+    scores = {folder: score for folder in folders if (score := _score(store, folder)) is not None}
+    return max(scores, key=lambda folder: (scores[folder], folder), default=None)
+
+
+def remove(store: Store, folder: str) -> None:
+    """Remove a checkpoint, or what a killed save has left of one."""
     store.delete(f"{folder}/manifest.json")  # first: from here on it does not exist
     store.delete(folder)
 

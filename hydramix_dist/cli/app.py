@@ -8,6 +8,9 @@ from typing import Annotated, Any
 import typer
 import typer.core
 
+from hydramix_dist.cli.app_cluster import jobs_app, submit
+from hydramix_dist.cli.app_runs import JsonFlag, runs_app
+
 app = typer.Typer(
     name="hydramix",
     help="Learned mixing of a few labelled images per class: does it make your classifier better, and at what cost?",
@@ -43,7 +46,6 @@ MetricsOption = Annotated[
     int | None, typer.Option(min=1, max=65000, help="export metrics for Prometheus at this port, or the next free one")
 ]
 TrainingFolder = Annotated[str, typer.Argument(help="folder of a training, also one inside a pilot's folder")]
-JsonFlag = Annotated[bool, typer.Option("--json", help="print one JSON object for machines")]
 
 
 @app.callback()
@@ -334,3 +336,8 @@ def checkpoint_export(
     from hydramix_dist.cli.checkpoint import export_command
 
     raise typer.Exit(export_command(run, dst, engine, images, json_))
+
+
+app.command()(submit)
+app.add_typer(jobs_app, name="jobs")
+app.add_typer(runs_app, name="runs")

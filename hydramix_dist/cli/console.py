@@ -4,7 +4,7 @@ import sys
 import time
 from collections.abc import Mapping
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from rich.console import Console
 from rich.progress import (
@@ -20,7 +20,9 @@ from rich.progress import (
 from rich.text import Text
 
 from hydramix_dist.errors import Interrupted
-from hydramix_dist.orchestration.pool import Ended
+
+if TYPE_CHECKING:  # it brings torch in, which not every command needs
+    from hydramix_dist.orchestration.pool import Ended
 
 LINE_SECONDS = 10.0
 
@@ -63,7 +65,7 @@ class LiveDisplay:
 
     def say(self, text: str) -> None:
         """Show one line."""
-        self._console.print(text, highlight=False, markup=False, soft_wrap=not self._console.is_terminal)
+        print_line(self._console, text)
 
     def planned(self, names: Mapping[str, str]) -> None:
         """Take the trainings to come and begin the bar of the whole."""
@@ -90,7 +92,7 @@ class LiveDisplay:
             self._clock.began(key)
             self._move_whole()
 
-    def ended(self, ended: Ended) -> None:
+    def ended(self, ended: "Ended") -> None:
         """Take a training's bar away and count it."""
         self._share[ended.key] = 1.0
         self._ended += 1
@@ -188,6 +190,11 @@ class _Clock:
 
 def _kind(key: str) -> str:
     return key.partition("/")[0]
+
+
+def print_line(console: Console, text: str) -> None:
+    """Print text as it is; only a terminal wraps it, so that paths stay whole in a pipe."""
+    console.print(text, highlight=False, markup=False, soft_wrap=not console.is_terminal)
 
 
 def print_json(text: str) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from hydramix_dist.cli.console import LiveDisplay, error_console, print_json
+from hydramix_dist.cli.console import LiveDisplay, error_console, print_json, print_line
 from hydramix_dist.cli.options import settings_file, whole_numbers
 from hydramix_dist.config.load import build, override, read_yaml
 from hydramix_dist.config.schema import GeneratorSettings, PilotSettings
@@ -47,24 +47,25 @@ def pilot_command(
     else:
         if workers is not None:
             assignments = [*assignments, f"distributed.workers={workers}"]
-        settings = _settings(preset, shots, seeds, arms, mix, assignments)
+        settings = read_pilot(preset, shots, seeds, arms, mix, assignments)
         data = None if data is None else Store(data).url  # whole: a run goes on from any working folder
         preset_name = preset
         store = Store(out or _default_out(data, preset, settings))
     console = error_console()
     if find_finished(store, data, settings):
-        _line(console, f"finished already; the report is {store.path('report.html')}")
+        print_line(console, f"finished already; the report is {store.path('report.html')}")
         return _show(load_results(store), store, json_)
-    _line(console, f"writing to {store.url}")
+    print_line(console, f"writing to {store.url}")
     with LiveDisplay(console) as display:
         outcome = run_pilot(data, settings, preset_name, store, display, address)
     _show(outcome.results, store, json_)
     return 1 if outcome.failed else 0
 
 
-def _settings(
+def read_pilot(
     preset: str, shots: str | None, seeds: str | None, arms: str | None, mix: int | None, assignments: list[str]
 ) -> PilotSettings:
+    """Return the settings of a preset or file with the options laid over it. Raises UserError for wrong ones."""
     path = settings_file("--preset", "pilot", preset)
     ready = read_yaml(path)
     tree: dict[str, Any] = override(ready, assignments)
@@ -150,7 +151,7 @@ def _show(results: PilotResults, store: Store, json_: bool) -> int:
     console = Console()
     console.print()
     for sentence in results.verdict.sentences:
-        _line(console, sentence)
+        print_line(console, sentence)
     table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0))
     for heading in ("arm", "N", "seeds", "accuracy", "spread", "seconds a seed"):
         table.add_column(heading, justify="left" if heading == "arm" else "right")
@@ -166,16 +167,11 @@ def _show(results: PilotResults, store: Store, json_: bool) -> int:
     console.print()
     console.print(table)
     console.print()
-    _line(console, f"report    {store.path('report.html')}")
-    _line(console, f"numbers   {store.path('results.json')}")
-    _line(console, f"settings  {store.path('run.json')}")
+    print_line(console, f"report    {store.path('report.html')}")
+    print_line(console, f"numbers   {store.path('results.json')}")
+    print_line(console, f"settings  {store.path('run.json')}")
     if results.missing:
-        _line(console, f"go on     hydramix pilot --resume --out {store.url}")
+        print_line(console, f"go on     hydramix pilot --resume --out {store.url}")
     else:
-        _line(console, f"use it    hydramix predict {store.url} IMAGES")
+        print_line(console, f"use it    hydramix predict {store.url} IMAGES")
     return 0
-
-
-def _line(console: Console, text: str) -> None:
-    """Print text as it is; only a terminal wraps it, so that paths stay whole in a pipe."""
-    console.print(text, highlight=False, markup=False, soft_wrap=not console.is_terminal)

@@ -10,11 +10,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from hydramix_dist.cli.console import error_console, print_json, spoken
+from hydramix_dist.cli.console import error_console, print_json, print_line, spoken
 from hydramix_dist.cli.options import settings_file
 from hydramix_dist.cli.sweep_display import SweepLive, best_table
 from hydramix_dist.config.axes import expanded
 from hydramix_dist.config.load import build, override, read_yaml
+from hydramix_dist.config.schema import PilotSettings
 from hydramix_dist.config.sweep import SweepSettings
 from hydramix_dist.errors import UserError
 from hydramix_dist.evaluation.sweep_results import DataPart, SweepResults, TrialLine, save_sweep_results
@@ -36,6 +37,21 @@ def run_command(
     json_: bool,
 ) -> int:
     """Run a sweep, or go on with it, and show its table; return 0, or 1 where trainings failed or are left."""
+    settings, whole, path = read_sweep(config, assignments)
+    store = Store(out or f"runs/sweep-{path.stem}-{_label(settings)}")
+    sweep = Sweep(settings, whole, store, Store(shared) if shared else _beside(store), str(path), address)
+    if dry_run:
+        from hydramix_dist.cli.sweep_forecast import show_forecast
+
+        return show_forecast(sweep, json_)
+    return _run(sweep, json_, only_failed=False)
+
+
+def read_sweep(config: str, assignments: list[str]) -> tuple[SweepSettings, PilotSettings, Path]:
+    """Return the settings of CONFIG with the assignments laid over them, these with the arms of all axes, and the file.
+
+    Raises UserError for wrong ones.
+    """
     path = settings_file("CONFIG", "sweep", config)
     tree = override(read_yaml(path), assignments)
     if isinstance(tree.get("data"), str):
@@ -44,14 +60,7 @@ def run_command(
         tree["data"] = [Store(source).url if isinstance(source, str) else source for source in tree["data"]]
     source = f"{path} with the options given" if assignments else str(path)
     settings = build(SweepSettings, tree, source)
-    whole = expanded(settings, source)
-    store = Store(out or f"runs/sweep-{path.stem}-{_label(settings)}")
-    sweep = Sweep(settings, whole, store, Store(shared) if shared else _beside(store), str(path), address)
-    if dry_run:
-        from hydramix_dist.cli.sweep_forecast import show_forecast
-
-        return show_forecast(sweep, json_)
-    return _run(sweep, json_, only_failed=False)
+    return settings, expanded(settings, source), path
 
 
 def resume_command(name: str, assignments: list[str], address: str | None, only_failed: bool, json_: bool) -> int:
@@ -72,15 +81,15 @@ def status_command(name: str, json_: bool) -> int:
         print_json(json.dumps({"run": standing.store.url, "state": standing.state, "counts": counts, "trials": lines}))
         return 0
     console = Console()
-    _line(console, f"{standing.store.url}: {standing.state}")
-    _line(console, _counted(standing))
+    print_line(console, f"{standing.store.url}: {standing.state}")
+    print_line(console, _counted(standing))
     if standing.generators_to_begin:
-        _line(console, f"and {standing.generators_to_begin} generators that are still to begin")
+        print_line(console, f"and {standing.generators_to_begin} generators that are still to begin")
     if standing.candidates_to_ask:
-        _line(console, f"and {standing.candidates_to_ask} trainings of settings that are still to be drawn")
+        print_line(console, f"and {standing.candidates_to_ask} trainings of settings that are still to be drawn")
     recent = [line.changed for line in standing.lines.values() if line.changed]
     if recent:
-        _line(console, f"last word {spoken(max(0.0, time.time() - max(recent)))} ago")
+        print_line(console, f"last word {spoken(max(0.0, time.time() - max(recent)))} ago")
     console.print(best_table([(line.facts, line.state, line.result) for line in standing.lines.values()]))
     _show_failed(console, standing)
     return 0
@@ -97,7 +106,7 @@ def results_command(name: str, select: str | None, arm: str | None, shots: int |
         from hydramix_dist.orchestration.sweep.select import write_selected
 
         for line in write_selected(standing, results, Store(select), arm, shots):
-            _line(error_console(), line)
+            print_line(error_console(), line)
     elif arm is not None or shots is not None:
         raise UserError("--arm and --shots say what --select writes; give --select FOLDER with them")
     if json_:
@@ -121,7 +130,7 @@ def find_sweep(name: str) -> Store:
 
 def _run(sweep: Sweep, json_: bool, *, only_failed: bool) -> int:
     console = error_console()
-    _line(console, f"writing to {sweep.out.url}; generators and imported images to {sweep.shared.url}")
+    print_line(console, f"writing to {sweep.out.url}; generators and imported images to {sweep.shared.url}")
     with SweepLive(console) as display:
         standing = run_sweep(sweep, display, only_failed=only_failed)
     results = results_of(standing)
@@ -139,23 +148,23 @@ def _show(standing: Standing, results: SweepResults) -> None:
     for part in results.parts:
         console.print()
         for sentence in part.verdict.sentences:
-            _line(console, f"{part.name}: {sentence}" if len(results.parts) > 1 else sentence)
+            print_line(console, f"{part.name}: {sentence}" if len(results.parts) > 1 else sentence)
         console.print()
         _show_table(console, part, results.trials)
     console.print()
-    _line(console, _counted(standing))
+    print_line(console, _counted(standing))
     _show_failed(console, standing)
-    _line(console, f"page      {standing.store.path('results.html')}")
-    _line(console, f"tables    {standing.store.path('results.md')}, results.csv and results.tex beside it")
-    _line(console, f"numbers   {standing.store.path('results.json')}")
-    _line(console, f"settings  {standing.store.path('run.json')}")
+    print_line(console, f"page      {standing.store.path('results.html')}")
+    print_line(console, f"tables    {standing.store.path('results.md')}, results.csv and results.tex beside it")
+    print_line(console, f"numbers   {standing.store.path('results.json')}")
+    print_line(console, f"settings  {standing.store.path('run.json')}")
     counts = standing.counts
     if counts["pending"] or counts["left"]:
-        _line(console, f"go on     hydramix sweep resume {standing.store.url}")
+        print_line(console, f"go on     hydramix sweep resume {standing.store.url}")
     elif counts["failed"]:
-        _line(console, f"again     hydramix sweep resume {standing.store.url} --only-failed")
+        print_line(console, f"again     hydramix sweep resume {standing.store.url} --only-failed")
     else:
-        _line(console, f"use it    hydramix sweep results {standing.store.url} --select FOLDER")
+        print_line(console, f"use it    hydramix sweep results {standing.store.url} --select FOLDER")
 
 
 def _show_table(console: Console, part: DataPart, trials: Sequence[TrialLine]) -> None:
@@ -170,7 +179,7 @@ def _show_table(console: Console, part: DataPart, trials: Sequence[TrialLine]) -
         table.add_row(Text(arm.name), *(Text(" ".join([cell.text, *(letters[n] for n in cell.notes)])) for cell in row))
     console.print(table)
     for note, mark in letters.items():
-        _line(console, f"{mark}: {note}")
+        print_line(console, f"{mark}: {note}")
 
 
 def _counted(standing: Standing) -> str:
@@ -186,9 +195,9 @@ def _show_failed(console: Console, standing: Standing) -> None:
     failed = [line for line in standing.lines.values() if line.state == "failed"]
     for line in failed[:20]:
         tried = f" after {line.attempts} attempts" if line.attempts else ""
-        _line(console, f"failed: {line.facts['name']}{tried}: {line.error}")
+        print_line(console, f"failed: {line.facts['name']}{tried}: {line.error}")
     if len(failed) > 20:
-        _line(console, f"and {len(failed) - 20} more; `hydramix sweep status --json` lists all")
+        print_line(console, f"and {len(failed) - 20} more; `hydramix sweep status --json` lists all")
 
 
 def _label(settings: SweepSettings) -> str:
@@ -202,8 +211,3 @@ def _beside(store: Store) -> Store:
     if re.fullmatch(r"[a-z0-9]+://[^/]+", store.url):
         raise UserError(f"--out {store.url} is a whole bucket; give a folder in it, or --shared with it")
     return Store(f"{store.url.rpartition('/')[0]}/shared")
-
-
-def _line(console: Console, text: str) -> None:
-    """Print text as it is; only a terminal wraps it, so that paths stay whole in a pipe."""
-    console.print(text, highlight=False, markup=False, soft_wrap=not console.is_terminal)

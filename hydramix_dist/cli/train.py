@@ -30,14 +30,9 @@ def train_command(
     json_: bool,
 ) -> int:
     """Train one model and show what came of it; return 0, or 1 where the training failed."""
-    path = settings_file("CONFIG", kind, config)
     if workers is not None:
         assignments = [*assignments, f"distributed.workers={workers}"]
-    tree = override(read_yaml(path), assignments)
-    for key in ("data", "generator_run"):  # whole: a run goes on from any working folder
-        if isinstance(tree.get(key), str):
-            tree[key] = Store(tree[key]).url
-    settings = build(_MODELS[kind], tree, f"{path} with the options given" if assignments else str(path))
+    settings = read_training(kind, config, assignments)
     store = Store(out or _default_out(kind, config, settings))
     console = error_console()
     console.print(f"writing to {store.url}", highlight=False, markup=False, soft_wrap=True)
@@ -54,12 +49,25 @@ def train_command(
     return 0
 
 
+def read_training(kind: str, config: str, assignments: list[str]) -> TrainSettings:
+    """Return the settings of CONFIG with the assignments laid over them. Raises UserError for wrong ones."""
+    path = settings_file("CONFIG", kind, config)
+    tree = override(read_yaml(path), assignments)
+    for key in ("data", "generator_run"):  # whole: a run goes on from any working folder
+        if isinstance(tree.get(key), str):
+            tree[key] = Store(tree[key]).url
+    return build(_MODELS[kind], tree, f"{path} with the options given" if assignments else str(path))
+
+
+def what_is_trained(settings: TrainSettings) -> dict[str, Any]:
+    """Return the settings that make a training this one, as its folder's record has them: all but the machines'."""
+    return {key: value for key, value in dump(settings).items() if key not in ("runtime", "distributed")}
+
+
 def _default_out(kind: str, config: str, settings: TrainSettings) -> str:
     """Return a folder that the same training finds again, on however many workers, and another does not meet."""
-    tree = dump(settings)
-    what = {key: value for key, value in tree.items() if key not in ("runtime", "distributed")}
     name = "photo-patches" if settings.data is None else Path(settings.data).name.partition(".")[0]
-    return f"runs/{kind}-{Path(config).name.partition('.')[0]}-{name}-{digest(what)[:8]}"
+    return f"runs/{kind}-{Path(config).name.partition('.')[0]}-{name}-{digest(what_is_trained(settings))[:8]}"
 
 
 def _show(kind: str, config: str, settings: TrainSettings, store: Store, result: dict[str, Any]) -> None:

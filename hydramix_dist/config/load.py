@@ -48,13 +48,19 @@ def configs_root() -> Path:
 
 def read_yaml(path: Path) -> dict[str, Any]:
     """Return the mapping in a YAML file. Raises UserError where the file is missing, broken or no mapping."""
+    source = f"settings file {path}"
+    return parse(_read(path, source), source)
+
+
+def read_documents(path: Path, source: str) -> list[dict[str, Any]]:
+    """Return the mappings in a file of YAML documents, as kubectl renders it.
+
+    Raises UserError, naming `source`, where the file is missing or broken.
+    """
     try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"settings file {path}: {error.strerror or error}") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"settings file {path} is not UTF-8 text, the encoding of YAML files: {error}") from error
-    return parse(text, f"settings file {path}")
+        return [tree for tree in _parse_all(_read(path, source)) if isinstance(tree, dict)]
+    except yaml.YAMLError as error:
+        raise UserError(f"{source} is not valid YAML: {_yaml_problem(error)}") from error
 
 
 def parse(text: str, source: str) -> dict[str, Any]:
@@ -92,10 +98,28 @@ def override(tree: Mapping[str, Any], assignments: Sequence[str]) -> dict[str, A
     return result
 
 
-def _parse(text: str) -> Any:
-    """Return the plain values that a YAML text holds, no two places sharing one. Raises YAMLError."""
+def _read(path: Path, source: str) -> str:
     try:
-        return _unshared(yaml.load(text, Loader=_Loader))  # a SafeLoader: builds plain values only
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{source}: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{source} is not UTF-8 text, the encoding of YAML files: {error}") from error
+
+
+def _parse(text: str) -> Any:
+    """Return the plain values that a YAML text of one document holds. Raises YAMLError."""
+    trees = _parse_all(text)
+    if len(trees) > 1:
+        raise yaml.YAMLError(f"it holds {len(trees)} documents, one is needed")
+    return trees[0] if trees else None
+
+
+def _parse_all(text: str) -> list[Any]:
+    """Return the plain values of each document of a YAML text, no two places sharing one. Raises YAMLError."""
+    try:
+        # A SafeLoader: builds plain values only.
+        return [_unshared(tree) for tree in yaml.load_all(text, Loader=_Loader)]
     except ValueError as error:  # a date that does not exist, a number of thousands of digits
         raise yaml.YAMLError(f"a value cannot be read: {error}") from error
     except RecursionError as error:

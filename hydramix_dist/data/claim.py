@@ -34,7 +34,8 @@ def claim(store: Store, plan: str, source: str) -> bool:
                 "choose another folder, or delete this one first"
             )
         # Looked at in this order, an import that ends meanwhile is seen by its mark or by its manifest.
-        if store.list() and _owner(store) is None and store.get(MANIFEST) is None:
+        others = [path for path in store.list() if not path.startswith("jobs/")]  # there a job tells of itself
+        if others and _owner(store) is None and store.get(MANIFEST) is None:
             raise UserError(f"{store.url} is not empty and holds no data set; choose another folder")
         if store.put_if_absent(_MARK, json.dumps({"plan": plan, "source": source}).encode()):
             if store.get(MANIFEST) is None:

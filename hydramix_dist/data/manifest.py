@@ -93,10 +93,12 @@ def manifest_bytes(store: Store, sha256: str | None = None) -> bytes:
 def parse_manifest(store: Store, text: bytes) -> Manifest:
     """Return the record that a manifest's bytes hold. Raises UserError for another schema, or a broken file."""
     check_schema(store.path(MANIFEST), text, SCHEMA_VERSION)
-    if json.loads(text)["schema_version"] < SCHEMA_VERSION:
+    version = json.loads(text)["schema_version"]
+    if version < SCHEMA_VERSION:
         raise UserError(
-            f"{store.path(MANIFEST)} was written by an older version of this program; import the source again into an "
-            "empty folder: the images keep their fingerprint, and runs go on with them"
+            f"{store.path(MANIFEST)} was written by an older version of this program (schema {version}, this one reads "
+            f"{SCHEMA_VERSION}); import the source again into an empty folder, or where it is a run's own data, delete "
+            f"{store.url} and run the command again: the images keep their fingerprint, and runs go on with them"
         )
     try:
         return Manifest.model_validate_json(text)

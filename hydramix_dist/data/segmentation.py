@@ -10,7 +10,6 @@ from itertools import islice
 
 import numpy as np
 import numpy.typing as npt
-from skimage.segmentation import felzenszwalb
 
 from hydramix_dist.config.schema import SegmentSettings
 from hydramix_dist.data.decode import Pixels, encode_png, read_png, resized
@@ -33,6 +32,8 @@ def segment(pixels: Pixels, side: int, settings: SegmentSettings) -> LabelMap:
 
     Raises UserError where an image has more segments than 16 bits can tell apart.
     """
+    from skimage.segmentation import felzenszwalb  # brings scipy in, which no training needs
+
     x_HWC = resized(pixels, side).astype(np.float64) / 127.5 - 1.0
     raw_HW = felzenszwalb(x_HWC, settings.scale, settings.sigma, settings.min_size, channel_axis=-1)
     present, labels = np.unique(raw_HW, return_inverse=True)

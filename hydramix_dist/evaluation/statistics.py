@@ -9,7 +9,6 @@ import itertools
 from collections.abc import Iterator, Sequence
 
 import numpy as np
-from scipy import stats
 
 from hydramix_dist.evaluation.results import ArmInfo, ArmSummary, Measured, PairResult
 
@@ -140,6 +139,8 @@ def _t_test(values: Sequence[float]) -> tuple[float | None, float | None, float 
     if max(values) - min(values) < _EQUAL:
         # An interval of zero width would claim certainty that so few equal values do not give.
         return None, None, None, f"all {len(values)} values are equal: their spread cannot be estimated"
+    from scipy import stats  # a second of imports, for the end of a comparison
+
     test = stats.ttest_1samp(values, 0.0)
     interval = test.confidence_interval(LEVEL)
     note = FEW_SEEDS_NOTE if len(values) < FEW_SEEDS else None

@@ -136,6 +136,8 @@ def _torch() -> Check:
     """Return whether torch computes on the CPU, in the two precisions that settings offer."""
     import torch
 
+    from hydramix_dist.training.environment import has_slow_bf16
+
     ones = torch.ones(8, 8)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         product = ones @ ones
@@ -144,6 +146,8 @@ def _torch() -> Check:
     cores = len(os.sched_getaffinity(0))
     capability = torch.backends.cpu.get_cpu_capability()
     detail = f"{torch.__version__}; CPU: {cores} cores, {torch.get_num_threads()} threads, {capability}, bf16 works"
+    if has_slow_bf16():
+        detail += ", but in software: take runtime.precision=fp32, about ten times as fast here"
     return Check("torch", "ok", detail)
 
 

@@ -49,6 +49,9 @@ def exporting_training(task: "Task", labels: Mapping[str, str], group: Group) ->
         values = {"workers": 1.0, "device_memory_bytes": float(memory_bytes(group.device))}
         if group.rank == 0:
             values["trainings"] = 1.0
+        preparing = group.preparing.mean()
+        if preparing is not None:
+            values["batch_seconds"] = preparing
         return [(values, {}), *_traffic_since(before), *_disk(store)]
 
     sections = ("Every training", task.kind.capitalize(), "Checkpoints", "Data")

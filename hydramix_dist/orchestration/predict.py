@@ -12,7 +12,7 @@ from hydramix_dist.config.schema import RuntimeSettings
 from hydramix_dist.config.store import store_settings
 from hydramix_dist.data.decode import Pixels, Refusal, decode, fit_square, resized
 from hydramix_dist.data.held_out import BATCH
-from hydramix_dist.errors import UserError
+from hydramix_dist.errors import StoreAwayError, UserError
 from hydramix_dist.evaluation.results import RESULTS_FILE, load_results
 from hydramix_dist.models.trained import load_classifier
 from hydramix_dist.store import Store
@@ -73,7 +73,9 @@ def classify(classifier: Store, images: "Images") -> list[Prediction]:
             # The same two steps as the training images went through: to the stored side, then to the classifier's.
             stored = fit_square(decode(images.store.read(name)), trained.stored_side, trained.fit)
             return resized(np.asarray(stored), trained.settings.side)
-        except (Refusal, OSError) as error:
+        except StoreAwayError:  # which is no word about this image
+            raise
+        except (Refusal, OSError, UserError) as error:
             return str(error)
 
     predictions: list[Prediction] = []

@@ -1,5 +1,6 @@
 """What is refused before Ray is started or joined: workers that do not fit, addresses that lead nowhere."""
 
+import json
 import os
 import re
 import socket
@@ -13,7 +14,11 @@ from hydramix_dist.data.pool import usable_cores
 from hydramix_dist.errors import UserError
 from hydramix_dist.evaluation.wording import listed
 from hydramix_dist.orchestration.doctor import GIB
+from hydramix_dist.orchestration.jobs.cluster import shown_address, wrong_token
+from hydramix_dist.orchestration.jobs.inside import given_by_ray
 
+# What an autoscaler may start: a JSON list of how many nodes with which resources, given by `hydramix submit`.
+NODES = "HYDRAMIX_NODES"
 REACH_SECONDS = 5.0  # for the cluster's head to take a connection
 TRIAL_SECONDS = 10.0  # for each of two trials: all in all an answer comes within half a minute
 
@@ -90,8 +95,23 @@ def check_this_machine(distributed: DistributedSettings, runtime: RuntimeSetting
     return resources
 
 
+def grown(living: list[dict[str, float]]) -> list[dict[str, float]]:
+    """Return the nodes that there may be: those that live, or more of them where a job was told what may be started.
+
+    An autoscaler starts nodes for what is asked for, and Ray does not tell which it may start.
+    """
+    declared = [node for count, node in json.loads(os.environ.get(NODES, "[]")) for _ in range(count)]
+
+    def cpus(nodes: list[dict[str, float]]) -> float:
+        return sum(node.get("CPU", 0.0) for node in nodes)
+
+    return declared if cpus(declared) > cpus(living) else living
+
+
 def check_address(address: str) -> None:
     """Raise UserError where no Ray cluster can be joined at `address`, in at most half a minute."""
+    if given_by_ray(address):
+        return
     try:
         socket.create_connection(_host_and_port(address), REACH_SECONDS).close()
     except OSError as error:
@@ -101,10 +121,7 @@ def check_address(address: str) -> None:
     # In processes of their own: where an address or a token is wrong Ray tries for minutes, and nothing can stop it.
     trouble = _trial("-m", "ray.scripts.scripts", "health-check", "--address", address)
     if trouble is not None and ("AuthenticationError" in trouble or "InvalidAuthToken" in trouble):
-        raise UserError(
-            f"the cluster at {address} asks for another token than this process has: set RAY_AUTH_MODE=token and "
-            "RAY_AUTH_TOKEN_PATH to the file with the cluster's token"
-        )
+        raise wrong_token(address, given=True)
     if trouble is not None:
         raise UserError(
             f"what answers at --address {address} is no Ray cluster of the version here ({trouble}); give the address "
@@ -121,7 +138,9 @@ def check_address(address: str) -> None:
 def _host_and_port(address: str) -> tuple[str, int]:
     found = re.fullmatch(r"([\w.-]+|\[[0-9a-fA-F:]+\]):(\d{1,5})", address)
     if not found or int(found[2]) > 65535:
-        raise UserError(f"--address is '{address}'; give HOST:PORT of the cluster's head, such as 10.0.0.1:6379")
+        raise UserError(
+            f"--address is {shown_address(address)}; give HOST:PORT of the cluster's head, such as 10.0.0.1:6379"
+        )
     return found[1].strip("[]"), int(found[2])
 
 

@@ -22,7 +22,7 @@ from hydramix_dist.config.schema import RuntimeSettings
 from hydramix_dist.config.store import portable
 from hydramix_dist.data.pool import usable_cores
 from hydramix_dist.errors import UserError
-from hydramix_dist.orchestration.preflight import check_room, check_this_machine, reserved
+from hydramix_dist.orchestration.preflight import check_room, check_this_machine, grown, reserved
 
 OBJECT_STORE_BYTES = 100 * 2**20  # trainings pass plain values alone; Ray would take 30 % of the memory
 
@@ -108,7 +108,8 @@ def _private_ray(distributed: DistributedSettings, runtime: RuntimeSettings) -> 
 
 @contextlib.contextmanager
 def _joined_cluster(distributed: DistributedSettings, runtime: RuntimeSettings, address: str) -> Iterator[RaySession]:
-    environment = _unset(_COMMON | {"RAY_AUTH_MODE": "disabled"})
+    # In a submitted job Ray refuses variables that the job's own runtime environment has as well, even equal ones.
+    environment = _unset(_COMMON | {"RAY_AUTH_MODE": "disabled", "RAY_OVERRIDE_JOB_RUNTIME_ENV": "1"})
     # Nodes have credentials of their own (a role, their environment): a runtime environment is there for all to read.
     with (
         _environment(environment),
@@ -116,7 +117,7 @@ def _joined_cluster(distributed: DistributedSettings, runtime: RuntimeSettings, 
     ):
         import ray
 
-        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        nodes = grown([node["Resources"] for node in ray.nodes() if node["Alive"]])
         resources = reserved(distributed, runtime, gpus_there=any(node.get("GPU", 0) for node in nodes))
         check_room(distributed, resources, nodes, f"the cluster at {address}")
         yield RaySession(resources, logs=None)

@@ -26,9 +26,10 @@ from hydramix_dist.store import Store
 from hydramix_dist.store.lease import exclusively
 from hydramix_dist.store.run import check_same_run, read_json, read_run, read_status
 from hydramix_dist.training.classifier import classifier_length
+from hydramix_dist.training.environment import warn_of_slow_bf16
 from hydramix_dist.training.generator import generator_key, generator_length
 from hydramix_dist.training.length import Length
-from hydramix_dist.training.loop import NonFiniteLossError
+from hydramix_dist.training.loop import NonFiniteLossError, prepare_device
 
 TrainSettings = GeneratorTrainingSettings | ClassifierTrainingSettings
 
@@ -111,7 +112,8 @@ def check_workers(
 ) -> None:
     """Raise UserError where trainings of these lengths cannot be shared by the workers asked for.
 
-    All that can be told in seconds, for it is asked before images are imported.
+    All that can be told in seconds, for it is asked before images are imported. Warns of a CPU here that is slow; of
+    their own, which may be elsewhere, workers warn.
     """
     for length in lengths:
         length.passes(distributed.workers, runtime.micro_batch)
@@ -123,8 +125,11 @@ def check_workers(
     read_deepspeed(distributed.deepspeed)
     if address is not None:
         check_address(address)
-    elif distributed.workers > 1:
+        return
+    if distributed.workers > 1:
         check_this_machine(distributed, runtime)
+    else:
+        warn_of_slow_bf16(runtime, prepare_device(runtime))
 
 
 def _starting(distributed: DistributedSettings, address: str | None) -> str:

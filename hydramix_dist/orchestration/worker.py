@@ -73,6 +73,7 @@ def train(order: Order) -> dict[str, Any]:
 
 def _carry_out(order: Order, line: "_Line") -> dict[str, Any]:
     from hydramix_dist.training.deepspeed_engine import DeepSpeedGroup
+    from hydramix_dist.training.environment import warn_of_slow_bf16
 
     task = order.task
     torch.set_num_threads(task.runtime.threads)
@@ -83,6 +84,7 @@ def _carry_out(order: Order, line: "_Line") -> dict[str, Any]:
             f"the run folder {task.folder_url} is another one on node {socket.gethostname()} than where the command "
             "was given; choose a folder that all nodes share"
         )
+    warn_of_slow_bf16(task.runtime, device)
     return task.run(line.progress, line.should_stop, DeepSpeedGroup(order.deepspeed, device))
 
 

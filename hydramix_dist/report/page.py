@@ -12,7 +12,6 @@ from markupsafe import Markup
 from hydramix_dist.evaluation import wording
 from hydramix_dist.evaluation.results import ArmInfo, ArmSummary, PilotResults, RunResult
 from hydramix_dist.evaluation.statistics import FEW_SEEDS, baseline_of
-from hydramix_dist.report import plots
 from hydramix_dist.report.sheets import Sheet, Tile, save_sheets, sheet_png, tile_png, tiles
 from hydramix_dist.store import Store
 
@@ -54,6 +53,8 @@ def write_report(store: Store, results: PilotResults, sheets: Sequence[Sheet]) -
 
 def render_report(results: PilotResults, sheets: Sequence[Sheet], folder: str) -> str:
     """Return the page as HTML. `folder` is the run's path or URL, named in the last section."""
+    from hydramix_dist.report import plots  # with matplotlib, which nothing before a page needs
+
     colours = plots.arm_colours(results.arms)
     return (
         page_environment()
@@ -85,6 +86,8 @@ def render_report(results: PilotResults, sheets: Sequence[Sheet], folder: str) -
 
 def compare_runs(results: Sequence[PilotResults]) -> str:
     """Return one HTML page with each run's answer and a joint table of its arms."""
+    from hydramix_dist.report import plots
+
     return (
         page_environment()
         .get_template("compare.html.j2")
@@ -192,6 +195,8 @@ def _best_of_each(results: PilotResults, shots: int) -> list[str]:
 
 
 def _confusion(name: str, runs: Sequence[RunResult], colour: str, classes: Sequence[str]) -> Confusion:
+    from hydramix_dist.report import plots
+
     size = range(len(classes))
     counts = [[sum(run.confusion[i][j] for run in runs) for j in size] for i in size]
     shares = [[count / max(1, sum(row)) for count in row] for row in counts]

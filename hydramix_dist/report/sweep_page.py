@@ -11,7 +11,7 @@ from markupsafe import Markup
 from hydramix_dist.evaluation import wording
 from hydramix_dist.evaluation.results import Outcome, PairResult
 from hydramix_dist.evaluation.sweep_results import DataPart, SweepResults, TrialLine
-from hydramix_dist.report import plots, sweep_plots, tables
+from hydramix_dist.report import tables
 from hydramix_dist.report.page import page_environment
 from hydramix_dist.store import Store
 
@@ -90,6 +90,8 @@ def _most_memory(results: SweepResults) -> str | None:
 
 
 def _section(results: SweepResults, part: DataPart, number: int) -> Section:
+    from hydramix_dist.report import plots, sweep_plots  # with matplotlib, which nothing before a page needs
+
     cells = tables.cells(part, results.trials)
 
     def picture(svg: str | None) -> Markup | None:

@@ -5,7 +5,7 @@ import errno
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO
 
@@ -15,36 +15,50 @@ TEMPORARY = ".partial-"
 
 
 class Disk:
-    """What a store needs of a disk; names are full paths."""
+    """What a store needs of a disk; names are full paths. Raises UserError for what may not be read or written."""
 
     def open(self, full: str) -> IO[bytes]:
         """Return a seekable binary reader. Raises FileNotFoundError."""
-        return Path(full).open("rb")
+        with refusals_as_answers(full):
+            return Path(full).open("rb")
 
     def read(self, full: str, offset: int, length: int | None) -> bytes:
         """Return bytes from `offset` on. Raises FileNotFoundError."""
-        with Path(full).open("rb") as file:
+        with self.open(full) as file:
             file.seek(offset)
             return file.read(-1 if length is None else length)
 
     def exists(self, full: str) -> bool:
         """Return whether a file or folder is there."""
-        return Path(full).exists()
+        with refusals_as_answers(full):
+            return Path(full).exists()
 
     def size(self, full: str) -> int:
         """Return a file's size in bytes. Raises FileNotFoundError."""
-        return Path(full).stat().st_size
+        with refusals_as_answers(full):
+            return Path(full).stat().st_size
 
     def list(self, full: str) -> list[str]:
         """Return the full paths of all finished files below a folder, or the file itself."""
-        if Path(full).is_file():
-            return [full]
+        with refusals_as_answers(full):
+            if Path(full).is_file():
+                return [full]
         paths = (os.path.join(parent, name) for parent, _, names in os.walk(full) for name in names)  # noqa: PTH118
         return [path for path in paths if not path.rsplit("/", 1)[-1].startswith(TEMPORARY)]
 
     def sizes(self, full: str) -> dict[str, int]:
         """Return the sizes in bytes of all finished files below a folder, by full path, or the file's own."""
         return {path: self.size(path) for path in self.list(full)}
+
+    def entries(self, full: str) -> dict[str, tuple[int, float]]:
+        """Return size in bytes and Unix time of the last change of all finished files below a folder, by full path."""
+        found = {}
+        for path in self.list(full):
+            # Removed since the folder was listed, as may happen.
+            with contextlib.suppress(FileNotFoundError), refusals_as_answers(path):
+                status = Path(path).lstat()
+                found[path] = (status.st_size, status.st_mtime)
+        return found
 
     def put_if_absent(self, full: str, data: bytes) -> bool:
         """Write a file unless one is there; return whether this call wrote it."""
@@ -81,15 +95,36 @@ class Disk:
         path = Path(full)
         with disk_errors_as_answers(full):
             if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path)
+                try:
+                    shutil.rmtree(path)
+                except PermissionError as error:  # which names the file without its folders
+                    raise UserError(
+                        f"cannot remove all of {full}: no permission to remove {error.filename} in there; mend the "
+                        "rights of its folder and run the same command again"
+                    ) from error
             else:
                 path.unlink(missing_ok=True)
+
+    def delete_all(self, fulls: Sequence[str]) -> None:
+        """Remove files; those that are absent are no error. What a link leads to stays."""
+        for full in fulls:
+            with disk_errors_as_answers(full):
+                Path(full).unlink(missing_ok=True)
 
 
 def _temporary(full: str) -> Path:
     target = Path(full)
     target.parent.mkdir(parents=True, exist_ok=True)
     return target.with_name(f"{TEMPORARY}{uuid.uuid4().hex}-{target.name}")
+
+
+@contextlib.contextmanager
+def refusals_as_answers(full: str) -> Iterator[None]:
+    """Turn the refusal to let `full` be read into a sentence; other errors of the block pass through."""
+    try:
+        yield
+    except PermissionError as error:
+        raise UserError(f"cannot read {full}: no permission to read there; mend its rights") from error
 
 
 @contextlib.contextmanager

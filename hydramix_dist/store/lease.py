@@ -22,7 +22,7 @@ from pathlib import Path
 from types import TracebackType
 
 from hydramix_dist.errors import Interrupted, StoreAwayError, UserError
-from hydramix_dist.store.disk import disk_errors_as_answers
+from hydramix_dist.store.disk import disk_errors_as_answers, refusals_as_answers
 from hydramix_dist.store.store import Store
 
 BEAT = 10.0  # seconds from one sign of life to the next; each costs two requests
@@ -90,12 +90,15 @@ def exclusively(store: Store) -> Iterator[Held]:
 
 
 def is_held(store: Store) -> bool | None:
-    """Return whether a process holds a run folder now; None where only a process on another machine could tell."""
+    """Return whether a process holds a run folder now; None where only a process on another machine could tell.
+
+    Raises UserError where that may not be looked at.
+    """
     path = store.local_path(".lock")
     if path is None:
         return Lease(store).is_held()
     try:
-        with path.open("r") as file:
+        with refusals_as_answers(str(path)), path.open("r") as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except FileNotFoundError:
         return False
@@ -106,16 +109,21 @@ def is_held(store: Store) -> bool | None:
 
 @contextlib.contextmanager
 def _locked(store: Store, path: Path) -> Iterator[Held]:
-    with disk_errors_as_answers(str(path)):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = path.open("w")
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise HeldError(
-                f"another process is running in {store.url}; wait for it, or choose another folder"
-            ) from error
+    with contextlib.ExitStack() as stack:
+        while True:
+            with disk_errors_as_answers(str(path)):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                file = stack.enter_context(path.open("w"))
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise HeldError(
+                    f"another process is running in {store.url}; wait for it, or choose another folder"
+                ) from error
+            # The folder may have been deleted since the file was opened, and others would lock a new one.
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(path.stat(), os.fstat(file.fileno())):
+                    break
         yield Held(store.url)
 
 

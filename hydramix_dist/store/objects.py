@@ -5,7 +5,8 @@ import hashlib
 import io
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime
 from typing import IO, Any
 
 import fsspec
@@ -68,6 +69,15 @@ class Objects:
             found = self.file_system.find(full, detail=True)
             return {name: int(entry["size"]) for name, entry in found.items() if entry["type"] == "file"}
 
+    def entries(self, full: str) -> dict[str, tuple[int, float]]:
+        """Return size in bytes and Unix time of the last change of all objects below a name, by full name."""
+        with self._answers(full, "read"):
+            if self.protocol in S3:
+                return dict(self.file_system.entries(full))
+            found = self.file_system.find(full, detail=True)
+            files = [(name, entry) for name, entry in found.items() if entry["type"] == "file"]
+            return {name: (int(entry["size"]), _changed(entry)) for name, entry in files}
+
     def put_if_absent(self, full: str, data: bytes) -> bool:
         """Write an object unless one is there; return whether this call wrote it."""
         with self._answers(full, "write"):
@@ -95,6 +105,18 @@ class Objects:
                 self.file_system.delete_below(full)
             elif self.file_system.exists(full):
                 self.file_system.rm(full, recursive=True)
+
+    def delete_all(self, fulls: Sequence[str]) -> None:
+        """Remove objects, a thousand with each request where the storage has such; absent ones are no error."""
+        if not fulls:
+            return
+        with self._answers(fulls[0], "write"):
+            if self.protocol in S3:
+                self.file_system.delete_all(list(fulls))
+                return
+            for full in fulls:
+                with contextlib.suppress(FileNotFoundError):
+                    self.file_system.rm_file(full)
 
     @contextlib.contextmanager
     def _answers(self, full: str, action: str) -> Iterator[None]:
@@ -149,6 +171,17 @@ class _RangedReader(io.RawIOBase):
         buffer[: len(data)] = data
         self._at += len(data)
         return len(data)
+
+
+def _changed(entry: Mapping[str, Any]) -> float:
+    """Return the Unix time at which an object was put, which each of fsspec's storages calls otherwise; 0: unknown."""
+    for name in ("LastModified", "mtime", "updated", "last_modified", "created"):
+        value = entry.get(name)
+        if isinstance(value, datetime):
+            return value.timestamp()
+        if isinstance(value, int | float):
+            return float(value)
+    return 0.0
 
 
 def _file_system(protocol: str) -> Any:

@@ -11,10 +11,13 @@ from hydramix_dist.errors import StoreAwayError, UserError
 from hydramix_dist.store.store import Store
 
 SCHEMA_VERSION = 1
-_BEFORE = ("lease/", "data/", "ray/", "imported-from.txt")  # what a run writes before it has begun
+_BEFORE = ("lease/", "data/", "ray/", "jobs/", "imported-from.txt")  # what a run writes before it has begun
 _log = logging.getLogger("hydramix")
 _LOST = "what this folder holds cannot be told any more: choose another folder, or delete this one"
 State = Literal["running", "succeeded", "failed"]
+# Settings that once were part of a run's identity, by its kind, and since may change from one command to the next.
+_OUTGROWN = {"pilot": ("concurrent", "distributed")}
+DELETED = "deleted"  # the kind of a run of which parts may be gone already
 
 
 def digest(value: Any) -> str:
@@ -97,22 +100,53 @@ def mark_failed(store: Store, reason: str) -> None:
     RunFolder(store, read_run(store), int(read_status(store).get("attempt", 0))).fail(reason)
 
 
+def mark_deleted(store: Store) -> None:
+    """Have nobody take the run for a whole one any more: in its record's place stands what it was. To be removed last.
+
+    Raises UserError where the folder holds no run.
+    """
+    if parse_record(store)["kind"] != DELETED:
+        kind = read_run(store)["kind"]
+        mark = {"kind": DELETED, "identity": {}, "facts": {"was": kind}}
+        store.put("run.json", _pretty({"schema_version": SCHEMA_VERSION, **mark}))
+
+
 def check_same_run(store: Store, kind: str, identity: Mapping[str, Any]) -> dict[str, Any]:
     """Return `run.json` of a folder that holds this very run. Raises UserError where it holds another, or none."""
     old = read_run(store)
     if old["kind"] != kind:
         raise UserError(f"{store.url} holds a {old['kind']} run, not a {kind} run; choose another folder")
-    difference = _first_difference(old["identity"], json.loads(json.dumps(identity)))
+    difference = _first_difference(_as_now(kind, old["identity"]), json.loads(json.dumps(identity)))
     if difference:
         raise UserError(f"{store.url} holds another run: {difference}; choose another folder, or the same settings")
     return old
 
 
+def _as_now(kind: str, identity: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a recorded identity without the settings that earlier versions took for a part of it."""
+    settings = identity.get("settings")
+    if not isinstance(settings, Mapping):
+        return dict(identity)
+    outgrown = _OUTGROWN.get(kind, ())
+    return {**identity, "settings": {key: value for key, value in settings.items() if key not in outgrown}}
+
+
 def read_run(store: Store) -> dict[str, Any]:
-    """Return `run.json`. Raises UserError where the folder holds no run, or one made by a newer version."""
+    """Return `run.json`. Raises UserError where there is no run, one of a newer version, or what is left of one."""
+    record = parse_record(store)
+    if record["kind"] == DELETED:
+        raise UserError(
+            f"{store.url} holds what is left of a {record['facts'].get('was')} run whose deletion was interrupted; end "
+            f"it with: hydramix runs delete {store.url} --yes"
+        )
+    return record
+
+
+def parse_record(store: Store) -> dict[str, Any]:
+    """Return `run.json`, also that of a run that is being deleted. Raises UserError as `read_run` does otherwise."""
     try:
         record = json.loads(store.read("run.json"))
-    except FileNotFoundError as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise UserError(
             f"{store.url} holds no run (no run.json); give the folder that a command named at its end"
         ) from error
@@ -126,7 +160,7 @@ def read_run(store: Store) -> dict[str, Any]:
             f"{store.path('run.json')} was made by a newer version (schema {version}, this one reads up to "
             f"{SCHEMA_VERSION}); update hydramix_dist"
         )
-    if not record.keys() >= {"kind", "identity", "facts"}:
+    if not (isinstance(record.get("identity"), dict) and isinstance(record.get("facts"), dict) and "kind" in record):
         raise UserError(f"{store.path('run.json')} is damaged (a part of it is missing); {_LOST}")
     return dict(record)
 

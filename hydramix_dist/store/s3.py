@@ -129,21 +129,28 @@ class PatientS3FileSystem(s3fs.S3FileSystem):  # type: ignore[misc]  # s3fs has 
 
     exists = sync_wrapper(_exists)
 
-    async def _sizes(self, path: str) -> dict[str, int]:
-        """Return the sizes in bytes of all objects below a name, by BUCKET/KEY; of an object itself, its own.
+    async def _entries(self, path: str) -> dict[str, tuple[int, float]]:
+        """Return size in bytes and Unix time of the last change of all objects below a name, by BUCKET/KEY.
 
-        Without the empty objects that stand for folders, as the console of AWS makes them. s3fs would also list the
-        folder that SeaweedFS keeps of what was removed.
+        Of an object itself, its own. Without the empty objects that stand for folders, as the console of AWS makes
+        them. s3fs would also list the folder that SeaweedFS keeps of what was removed.
         """
         bucket, key, _version = self.split_path(path)
-        found: dict[str, int] = {}
+        found: dict[str, tuple[int, float]] = {}
         async for page in self._list_pages("list_objects_v2", Bucket=bucket, Prefix=f"{key}/" if key else ""):
-            found |= {f"{bucket}/{one['Key']}": one["Size"] for one in page.get("Contents", [])}
+            for one in page.get("Contents", []):
+                found[f"{bucket}/{one['Key']}"] = (int(one["Size"]), one["LastModified"].timestamp())
         if not found and key:
             with contextlib.suppress(FileNotFoundError):
                 itself = await self._call_s3("head_object", Bucket=bucket, Key=key)
-                found = {path: itself["ContentLength"]}
-        return {name: int(size) for name, size in found.items() if not name.endswith("/")}
+                found = {path: (int(itself["ContentLength"]), itself["LastModified"].timestamp())}
+        return {name: entry for name, entry in found.items() if not name.endswith("/")}
+
+    entries = sync_wrapper(_entries)
+
+    async def _sizes(self, path: str) -> dict[str, int]:
+        """Return the sizes in bytes of all objects below a name, as `_entries` finds them."""
+        return {name: size for name, (size, _changed) in (await self._entries(path)).items()}
 
     sizes = sync_wrapper(_sizes)
 
@@ -153,10 +160,16 @@ class PatientS3FileSystem(s3fs.S3FileSystem):  # type: ignore[misc]  # s3fs has 
         names = [key] if key else []
         async for page in self._list_pages("list_objects_v2", Bucket=bucket, Prefix=f"{key}/" if key else ""):
             names += [one["Key"] for one in page.get("Contents", [])]
-        for first in range(0, len(names), 1000):
-            await self._bulk_delete([f"{bucket}/{name}" for name in names[first : first + 1000]])
+        await self._delete_all([f"{bucket}/{name}" for name in names])
 
     delete_below = sync_wrapper(_delete_below)
+
+    async def _delete_all(self, paths: list[str]) -> None:
+        """Remove objects of one bucket, a thousand with each request; what is not there is no error."""
+        for first in range(0, len(paths), 1000):
+            await self._bulk_delete(paths[first : first + 1000])
+
+    delete_all = sync_wrapper(_delete_all)
 
     async def _bulk_delete(self, pathlist: list[str], **kwargs: Any) -> list[str]:
         bucket = pathlist[0].partition("/")[0]

@@ -1,9 +1,13 @@
 """What an S3 error is: one that may pass, or one that is final, and then which sentence tells it."""
 
 import asyncio
+import contextlib
 import os
 import re
+import socket
 import ssl
+from datetime import UTC, datetime, timedelta
+from email.utils import parsedate_to_datetime
 
 import aiohttp
 from botocore.exceptions import (
@@ -39,6 +43,8 @@ _PASSING = (
     ResponseParserError,
     ResponseStreamingError,
 )
+_SKEW = timedelta(minutes=15)  # Amazon's, and SeaweedFS's
+_CLOCK = "%Y-%m-%d %H:%M:%S UTC"
 # Throttling by other names, and uploads that arrived otherwise than they were sent.
 _PASSING_CODES = {"SlowDown", "Throttling", "ThrottlingException", "RequestLimitExceeded", "RequestTimeout"} | {
     "ConditionalRequestConflict",
@@ -122,13 +128,14 @@ def explain(error: BaseException, where: str, action: str) -> UserError | None:
     if answer is None:
         return UserError(f"{where}: {short(error)}") if isinstance(error, BotoCoreError | ValueError) else None
     code, status = answer
+    wrong_clock = _clocks(error, code, status)
+    if wrong_clock is not None:
+        return UserError(f"cannot {action} {where}: {wrong_clock}")
     if code in ("InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken"):
         return UserError(
             f"cannot {action} {where}: the credentials are not valid ({code}); check AWS_ACCESS_KEY_ID and "
             "AWS_SECRET_ACCESS_KEY, or the profile"
         )
-    if code == "RequestTimeTooSkewed":
-        return UserError(f"cannot {action} {where}: this machine's clock is wrong ({code}); set it")
     if status == 403:
         rights = "s3:GetObject and s3:ListBucket" if action == "read" else "s3:PutObject and s3:DeleteObject"
         doubt = ", if they are valid at all," if code == "403" else ""  # the answer to HEAD has no body to tell
@@ -153,6 +160,42 @@ def answer_to(error: BaseException) -> tuple[str, int] | None:
     code = str(said.response.get("Error", {}).get("Code", ""))
     status = said.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
     return code, int(status or (code if code.isdigit() else 0))
+
+
+def _clocks(error: BaseException, code: str, status: int) -> str | None:
+    """Return what both clocks say where a request was refused for that, None where it was not.
+
+    The answer to HEAD has no body and so no code; other servers have other codes. But a 403 from a server whose clock
+    is so far from this one's has no other cause: signatures that old, or that young, are not valid.
+    """
+    here = datetime.now(UTC)
+    there = _server_time(error)
+    apart = timedelta(0) if there is None else abs(here - there)
+    if code != "RequestTimeTooSkewed" and (status != 403 or apart <= _SKEW):
+        return None
+    mine = f"the clock of {socket.gethostname()} says {here:{_CLOCK}}"
+    if there is None:
+        return f"{mine}, which is too far from the store's ({code}); set it (NTP)"
+    minutes, seconds = divmod(round(apart.total_seconds()), 60)
+    return (
+        f"{mine}, the store's {there:{_CLOCK}}, {minutes} min {seconds} s apart, and more than "
+        f"{_SKEW.seconds // 60} min are refused; set the one that is wrong (NTP)"
+    )
+
+
+def _server_time(error: BaseException) -> datetime | None:
+    """Return the server's clock when it answered: as its error says, else as its Date header does."""
+    said = error if isinstance(error, ClientError) else error.__cause__
+    if not isinstance(said, ClientError):
+        return None
+    told = said.response.get("Error", {}).get("ServerTime")
+    with contextlib.suppress(ValueError):
+        if told:
+            return datetime.fromisoformat(str(told)).astimezone(UTC)
+    header = said.response.get("ResponseMetadata", {}).get("HTTPHeaders", {}).get("date")
+    with contextlib.suppress(ValueError):
+        return None if header is None else parsedate_to_datetime(header).astimezone(UTC)
+    return None
 
 
 def _is_tls(error: BaseException) -> bool:

@@ -4,9 +4,9 @@ import contextlib
 import copy
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 import fsspec
 
@@ -22,6 +22,13 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 # "memory" is for tests: it stands for all that is no disk and not S3.
 _SHOWN = ("s3://", "gs://", "gcs://", "az://", "abfs://")
 _SERVED = ("file", "local", "memory", "s3a", *(kind.removesuffix("://") for kind in _SHOWN))
+
+
+class Entry(NamedTuple):
+    """What a listing says of an object: its size, and when it was put, by the clock of whoever keeps it (Unix time)."""
+
+    bytes: int
+    changed: float
 
 
 class Store:
@@ -120,6 +127,11 @@ class Store:
         found = self._files.sizes(self._full(prefix))
         return {self._relative(name): found[name] for name in sorted(found)}
 
+    def entries(self, prefix: str = "") -> dict[str, Entry]:
+        """Return size and last change of all objects under a folder, by relative path, sorted, from one listing."""
+        found = self._files.entries(self._full(prefix))
+        return {self._relative(name): Entry(*found[name]) for name in sorted(found)}
+
     def put(self, path: str, data: bytes) -> None:
         """Write an object as a whole, replacing an old one. Raises UserError where it cannot be written."""
         with self.writer(path) as file:
@@ -141,6 +153,10 @@ class Store:
     def delete(self, path: str = "") -> None:
         """Remove an object, or a folder with all below it; nothing happens where it is absent."""
         self._files.delete(self._full(path))
+
+    def delete_all(self, paths: Iterable[str]) -> None:
+        """Remove objects, many with one request where the store can; nothing happens where one is absent."""
+        self._files.delete_all([self._full(path) for path in paths])
 
     def _relative(self, full: str) -> str:
         return full[len(self._root) :].lstrip("/")

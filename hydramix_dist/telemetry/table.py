@@ -216,6 +216,15 @@ _DATA = (
 )
 _WORKERS = (
     Metric(
+        "batch_seconds",
+        "gauge",
+        "seconds",
+        _RUN,
+        "time in which a worker prepares its images of one step (augmentation, masks, mixes), waiting for nobody; of a "
+        "node, its slowest worker. Where nodes differ the slower one holds up all workers of a training",
+        "max",
+    ),
+    Metric(
         "device_memory_bytes",
         "gauge",
         "bytes",

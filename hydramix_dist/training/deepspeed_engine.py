@@ -21,6 +21,7 @@ from hydramix_dist.checkpoint import EngineState
 from hydramix_dist.config.deepspeed import engine_config
 from hydramix_dist.config.schema import AdamSettings, SgdSettings
 from hydramix_dist.training.engine import Engine, gradient_norm, make_optimizer
+from hydramix_dist.training.stopwatch import Stopwatch
 
 T = TypeVar("T")
 
@@ -32,6 +33,7 @@ class DeepSpeedGroup:
         """Take what `read_deepspeed` gave, and this process's device. `torch.distributed` must be initialised."""
         _prepare(device)
         self.rank, self.world_size, self.device = dist.get_rank(), dist.get_world_size(), device
+        self.preparing = Stopwatch(device)
         self._config = config
 
     @property

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from hydramix_dist.checkpoint import EngineState
 from hydramix_dist.config.schema import AdamSettings, SgdSettings
 from hydramix_dist.training.engine import Engine, TorchEngine
+from hydramix_dist.training.stopwatch import Stopwatch
 
 T = TypeVar("T")
 
@@ -23,6 +24,7 @@ class Group(Protocol):
     rank: int
     world_size: int
     device: torch.device
+    preparing: Stopwatch  # times what this process does alone in each step: to prepare its images
 
     @property
     def description(self) -> dict[str, str | int]:
@@ -48,7 +50,7 @@ class Alone:
 
     def __init__(self, device: torch.device) -> None:
         """Take the device to train on."""
-        self.device = device
+        self.device, self.preparing = device, Stopwatch(device)
 
     @property
     def description(self) -> dict[str, str | int]:

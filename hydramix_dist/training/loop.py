@@ -155,7 +155,8 @@ def _step(training: Training, context: Context, step: int, *, measured: bool) ->
     """
     group, length = context.group, training.length
     pieces = length.pieces(step, group.rank, group.world_size, context.runtime.micro_batch)
-    batches = [(piece, training.batch(piece)) for piece in pieces]
+    with group.preparing.measured():
+        batches = [(piece, training.batch(piece)) for piece in pieces]
     noted = Noted({}, {})
     for phase in training.phases:
         for name, engine in training.engines.items():

@@ -63,8 +63,8 @@ _NOW = (
         },
         "percentunit",
         decimals=0,
-        base="red",
-        steps=[(LIMITS["HydramixDiskNearlyFull"], "green")],
+        base="text",  # of no value
+        steps=[(0.0, "red"), (LIMITS["HydramixDiskNearlyFull"], "green")],
         none="no Ray",
     ),
 )
@@ -77,6 +77,7 @@ _WORKERS = (
             "workers {{role}} · {{run}}": gauge("workers", TRAINING, role="generator|classifier"),
             "world size {{role}} · {{run}}": gauge("world_size", TRAINING, role="generator|classifier"),
         },
+        width=12,
         dashed="^world.*",
     ),
     graph(
@@ -85,6 +86,7 @@ _WORKERS = (
         "It climbs without an end: a leak; lower `runtime.micro_batch` where it comes near what there is.",
         {"{{role}} · {{run}}": gauge("device_memory_bytes", TRAINING)},
         "bytes",
+        width=12,
     ),
     graph(
         "Processes lost, workers started again",
@@ -95,8 +97,18 @@ _WORKERS = (
             "lost {{role}} · {{run}}": total("processes_lost_total", TRAINING),
             "started again {{role}} · {{run}}": total("worker_restarts_total", TRAINING),
         },
+        width=12,
         most=1,
         dashed="^started again.*",
+    ),
+    graph(
+        "Time to prepare a step's images",
+        "What each node's slowest worker takes to augment and mix its images of one step, before it meets the others. "
+        "Healthy: the same on all nodes of a training. One above the rest holds up all workers: its alert is "
+        "HydramixStraggler.",
+        {"{{role}} {{instance}} · {{run}}": gauge("batch_seconds", ("run", "role", "instance"))},
+        "s",
+        width=12,
     ),
 )
 _DEVICES = (

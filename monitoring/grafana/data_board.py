@@ -74,8 +74,8 @@ _NOW = (
         {"free": f"min ({gauge('disk_free_bytes', ('run',))} / {gauge('disk_size_bytes', ('run',))})"},
         "percentunit",
         decimals=0,
-        base="red",
-        steps=[(LIMITS["HydramixDiskNearlyFull"], "green")],
+        base="text",  # of no value
+        steps=[(0.0, "red"), (LIMITS["HydramixDiskNearlyFull"], "green")],
         none="no disk",
     ),
 )

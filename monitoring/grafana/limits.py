@@ -11,6 +11,7 @@ LIMITS = {
     "HydramixStoreRetries": 0.1,
     "HydramixStoreAway": 0.8,
     "HydramixDataStalls": 0.25,
+    "HydramixStraggler": 1.5,
     "HydramixTrialsFailing": 0.2,
     "HydramixDiskNearlyFull": 0.1,
     "HydramixClockSkew": 30.0,

@@ -4,14 +4,14 @@ import contextlib
 import logging
 import os
 import shutil
-import subprocess
-import sys
+import signal
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import IO, Any
 
 import pytest
+import ranks
 import tiny
 
 from hydramix_dist.checkpoint import load, weights_digest
@@ -35,13 +35,6 @@ POINTS = {
     "after the manifest": ("delete", "000000000002/manifest.json", 6),
     "while pruning": ("delete", "000000000002", 6),
 }
-PROGRAM = """
-import sys
-from pathlib import Path
-sys.path.insert(0, sys.argv[1])
-from faults.test_killed_saves import train_and_die
-train_and_die(*sys.argv[2:])
-"""
 
 
 class KillingStore(Store):
@@ -76,9 +69,8 @@ def train_and_die(role: str, folder: str, what: str, path: str) -> None:
 def killed(role: str, folder: Path, point: str) -> None:
     """Train in a process of its own that is killed at a point of the third save."""
     what, path, _ = POINTS[point]
-    tests, path = Path(__file__).parents[1], path.format(role=role, last=LAST_FILE[role])
-    child = subprocess.run([sys.executable, "-c", PROGRAM, str(tests), role, str(folder), what, path], check=False)
-    assert child.returncode == -9
+    path = path.format(role=role, last=LAST_FILE[role])
+    assert ranks.exit_code(train_and_die, role, str(folder), what, path) == -signal.SIGKILL
 
 
 @cache

@@ -32,7 +32,7 @@ from hydramix_dist.orchestration.ray_session import ray_session
 from hydramix_dist.store import Store
 
 # Ray's own code, when it imports its parts for data.
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.data.context")
+pytestmark = [pytest.mark.alone, pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.data.context")]
 
 TESTS = Path(__file__).parents[1]
 TWO = DistributedSettings(workers=2, placement="spread", deepspeed="zero2")
@@ -155,6 +155,7 @@ def test_worker_killed_in_mid_step(
     assert "going on with 2 workers, from the checkpoint after 16 images" in said(caplog)
 
 
+@pytest.mark.full
 def test_worker_killed_once_too_often(nodes: Nodes, tmp_path: Path) -> None:
     nodes.have(2)
     job = Job("classifier", tmp_path, "killed")
@@ -180,6 +181,7 @@ def test_worker_terminated(
     assert "going on with 2 workers, from the checkpoint after 24 images" in said(caplog), "the step of the signal"
 
 
+@pytest.mark.full  # tests/cluster loses whole hosts
 def test_node_lost(
     nodes: Nodes, undisturbed: Callable[[str], dict[str, str]], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -256,6 +258,7 @@ drive(Job("generator", Path(sys.argv[2]), "waits", rank=0))
 """
 
 
+@pytest.mark.full  # tests/cluster loses the head with the driver on it
 def test_driver_killed_and_the_same_command_again(
     undisturbed: Callable[[str], dict[str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

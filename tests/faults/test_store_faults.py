@@ -112,7 +112,7 @@ def works(*less: str) -> list[Any]:
 
 
 @pytest.mark.parametrize("fault", PASSING)
-@pytest.mark.parametrize("work", works("generator"))
+@pytest.mark.parametrize("work", works("generator", "classifier"))
 def test_what_passes_changes_nothing(world: World, undisturbed: Undisturbed, work: str, fault: str) -> None:
     world.prepare(work)
     world.proxy.faults = PASSING[fault]()

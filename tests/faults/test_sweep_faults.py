@@ -16,7 +16,7 @@ from hydramix_dist.orchestration.sweep.standing import read_standing
 from hydramix_dist.store import Store
 
 # Ray's own code, when it imports its parts for data.
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.data.context")
+pytestmark = [pytest.mark.alone, pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.data.context")]
 
 PLAIN = ("fine", "killed", "memory", "fails", "sleeps")
 ATTEMPTS = 2
@@ -108,6 +108,7 @@ def test_faults_concern_nobody_else_and_can_be_made_good(
     assert begun_since(out, events) == [] and "Ray" not in over.stderr
 
 
+@pytest.mark.full
 def test_what_no_other_training_can_mend_ends_the_sweep(
     tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:

@@ -19,11 +19,11 @@ from hydramix_dist.store import Store
 from hydramix_dist.store.run import read_status
 
 # Ray's own code, when it imports its parts for data.
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.data.context")
+pytestmark = [pytest.mark.alone, pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.data.context")]
 
 # Two trainings hear of it when they next report, save, and Ray ends: some 12 s on a quiet machine, more on a busy one.
 STOP_SECONDS = 45.0
-IMAGES, CHECKPOINTS = 12000, 30  # of a classifier: it takes half a minute
+IMAGES, CHECKPOINTS = 5000, 20  # of a classifier: it takes a dozen seconds
 
 
 def sentence(stderr: str) -> str:

@@ -16,7 +16,7 @@ from hydramix_dist.orchestration.sweep.run import run_sweep
 from hydramix_dist.store import Store
 
 # Ray's own code, when it imports its parts for data.
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.data.context")
+pytestmark = [pytest.mark.alone, pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.data.context")]
 
 AWAY_SECONDS = 30.0  # half of what a request is tried again for
 SEARCHED: dict[str, Any] = {
@@ -33,6 +33,7 @@ def into_bucket(data: str, bucket: str) -> str:
     return f"{bucket}/data"
 
 
+@pytest.mark.full  # tests/cluster has a sweep in a bucket, over several hosts
 def test_sweep_in_a_bucket_is_read_from_another_machine(
     bucket: str, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:

@@ -26,7 +26,7 @@ from watched import FACTOR, MONITORING, Watch, ray_head, servers_there, watching
 from hydramix_dist.store import Store
 
 __all__ = ["servers_there"]
-pytestmark = pytest.mark.service
+pytestmark = [pytest.mark.alone, pytest.mark.service]
 
 GENERATOR = tiny.PILOT["generators"]["hydramix"] | {"group": None}
 RUNTIME = tiny.PILOT["runtime"] | {"checkpoints": 6}

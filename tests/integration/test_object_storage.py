@@ -72,7 +72,7 @@ def test_pilot_into_a_bucket_measures_the_same_and_every_command_reads_it(
     assert f"{bucket}/page/report.html" in page.stdout and Store(bucket).exists("page/report.html")
 
 
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize("how", [pytest.param(signal.SIGINT, marks=pytest.mark.full), signal.SIGKILL])
 def test_stopped_or_killed_it_goes_on_from_another_machine_to_the_same_end(
     bucket: str, finished_pilot: FinishedPilot, tmp_path: Path, how: signal.Signals
 ) -> None:
@@ -89,6 +89,7 @@ def test_stopped_or_killed_it_goes_on_from_another_machine_to_the_same_end(
     assert tiny.weights_of(f"{bucket}/run") == tiny.weights_of(finished_pilot.run)
 
 
+@pytest.mark.full  # unit/test_lease.py has it for the lease alone
 def test_of_two_commands_for_one_run_the_second_is_told(bucket: str, finished_pilot: FinishedPilot) -> None:
     arguments = ("pilot", finished_pilot.images, "--preset", finished_pilot.preset, "--out", f"{bucket}/run")
     first = tiny.start_hydramix(*arguments)
@@ -101,6 +102,8 @@ def test_of_two_commands_for_one_run_the_second_is_told(bucket: str, finished_pi
     assert tiny.measured(f"{bucket}/run") == tiny.measured(finished_pilot.run)
 
 
+@pytest.mark.alone
+@pytest.mark.full  # tests/cluster has it on hosts that share nothing else
 def test_workers_of_a_cluster_share_the_bucket_and_nothing_else(bucket: str, tmp_path: Path, data_url: str) -> None:
     """Ray Train's own storage lies in the bucket too, and a training goes on there as on a shared disk."""
     config = tmp_path / "generator.yaml"
@@ -174,6 +177,7 @@ def refusal(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     return sentence
 
 
+@pytest.mark.alone
 @pytest.mark.full
 def test_ray_tune_keeps_its_own_in_the_bucket_too(bucket: str, tmp_path: Path) -> None:
     """Through the file system that trainings give Ray: a sweep's trials, and its state, from which it is restored."""

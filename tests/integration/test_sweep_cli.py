@@ -18,6 +18,8 @@ ARMS: dict[str, Any] = {
     "hydramix": {"generator": "hydramix"},
     "both": {"generator": "hydramix", "augmentation": "trivial"},
 }
+pytestmark = pytest.mark.alone
+
 AXIS = {"generator.mix.count": [2, 3]}
 FILES = ("results.html", "results.md", "results.csv", "results.tex", "results.json")
 
@@ -64,8 +66,8 @@ def refusal(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
 # ---- before
 
 
-def test_dry_run_lists_trainings_and_cost_and_trains_nothing(config: Path, tmp_path: Path) -> None:
-    out = tmp_path / "out"
+def test_dry_run_lists_trainings_and_cost_and_trains_nothing(config: Path) -> None:
+    out = config.parent / "out"  # of the sweep that `finished` runs later, and then need not measure again
     plain = tiny.hydramix("sweep", config, "--out", out, "--dry-run").stdout
     for words in (
         "generator hydramix-count=2, N=5",
@@ -82,7 +84,7 @@ def test_dry_run_lists_trainings_and_cost_and_trains_nothing(config: Path, tmp_p
     keys = {trial["key"] for trial in told["trials"]}
     assert {trial["needs"] for trial in told["trials"]} - {None} == {key for key in keys if key.startswith("gen")}
     assert told["forecast"]["parts"]["generators"]["trainings"] == 2 and told["forecast"]["elapsed"] > 0
-    assert not (out / "run.json").exists() and not (tmp_path / "shared" / "generators").exists()
+    assert not (out / "run.json").exists() and not (config.parent / "shared" / "generators").exists()
 
 
 # ---- after

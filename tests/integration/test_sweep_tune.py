@@ -18,7 +18,7 @@ from hydramix_dist.store.run import read_run
 from hydramix_dist.telemetry import Sink
 
 # Ray's own code, when it imports its parts for data.
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.data.context")
+pytestmark = [pytest.mark.alone, pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.data.context")]
 
 SPACE = {"classifier.optimizer.lr": {"log": [0.005, 0.1]}}
 QUARTERS = 4

@@ -13,6 +13,8 @@ import yaml
 from hydramix_dist.checkpoint import EngineState, load_newest
 from hydramix_dist.store import Store
 
+pytestmark = pytest.mark.alone
+
 # Two workers on a core: the tests ask for no more than that. No dropout, whose draws are each worker's own.
 HALF = {"distributed": {"workers": 2, "cpus": 0.5}}
 CALM: dict[str, Any] = {
@@ -54,13 +56,13 @@ def test_pilot_over_two_workers_trains_the_same(tmp_path: Path, image_folder: Pa
 def test_train_over_two_workers_answers_and_leaves_nothing_behind(tmp_path: Path, data_url: str) -> None:
     config = tmp_path / "generator.yaml"
     tree = {"data": data_url, "shots": 3, "generator": CALM["generators"]["hydramix"], **HALF}
-    config.write_text(yaml.safe_dump(tree | {"runtime": tiny.PILOT["runtime"]}))
+    config.write_text(yaml.safe_dump(tree | {"runtime": tiny.PILOT["runtime"] | {"precision": "bf16"}}))
     home = tmp_path / "home"
     home.mkdir()
 
-    done = tiny.hydramix(
-        "train", "generator", config, "--out", tmp_path / "g", "--json", env=os.environ | {"HOME": str(home)}
-    )
+    without = os.environ | {"HOME": str(home), "ATEN_CPU_CAPABILITY": "avx2"}
+    done = tiny.hydramix("train", "generator", config, "--out", tmp_path / "g", "--json", env=without)
+    assert done.stderr.count("has no AVX-512 and computes bf16 in software") == 1, done.stderr
     answer = json.loads(done.stdout)
     assert answer["images_seen"] == 48 and answer["weights_sha256"]
     assert not list(home.rglob("*")), "neither a token nor anything else in the user's home"

@@ -28,8 +28,8 @@ def content(number: int, size: int = 10_000) -> tuple[str, bytes]:
 
 def files(cache: Cache) -> dict[str, int]:
     """Return the finished files' names with their sizes."""
-    found = {path.name: path.stat().st_size for path in cache.folder.glob("??/*")}
-    return {name: size for name, size in found.items() if not name.startswith(".")}
+    finished = (path for path in cache.folder.glob("??/*") if not path.name.startswith("."))  # others may go meanwhile
+    return {path.name: path.stat().st_size for path in finished}
 
 
 def left_over(cache: Cache) -> list[Path]:
@@ -187,11 +187,13 @@ def test_kill_9_leaves_whole_files_and_temporary_ones_that_go_later(tmp_path: Pa
     for attempt in range(200):
         process = multiprocessing.get_context("fork").Process(target=_put_for_ever, args=(cache.folder,))
         process.start()
-        end = time.monotonic() + 0.03 + 0.0007 * attempt
-        while time.monotonic() < end or not files(cache):
-            time.sleep(0.001)
-        process.kill()
-        process.join()
+        try:
+            end = time.monotonic() + 0.03 + 0.0007 * attempt
+            while time.monotonic() < end or not files(cache):
+                time.sleep(0.001)
+        finally:  # it would fill the disk
+            process.kill()
+            process.join()
         assert process.exitcode == -signal.SIGKILL
         for path in cache.folder.glob("??/*"):
             if not path.name.startswith("."):

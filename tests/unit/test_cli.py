@@ -12,7 +12,7 @@ import yaml
 from fixtures import FinishedPilot
 
 from hydramix_dist.cli import main
-from hydramix_dist.cli.pilot import _default_out, _settings
+from hydramix_dist.cli.pilot import _default_out, read_pilot
 from hydramix_dist.config.load import configs_root
 from hydramix_dist.errors import UserError
 
@@ -181,7 +181,7 @@ def test_ctrl_c_outside_of_a_training_is_no_traceback(cli: Cli, monkeypatch: pyt
 
 def settings(preset: str = "smoke", **options: Any) -> Any:
     known = {"shots": None, "seeds": None, "arms": None, "mix": None, "assignments": []}
-    return _settings(preset, **(known | options))
+    return read_pilot(preset, **(known | options))
 
 
 def test_options_lie_over_the_preset() -> None:

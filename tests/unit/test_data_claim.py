@@ -216,8 +216,15 @@ def _race(src: str, dst: str, size: int, gate: Any, answers: Any) -> None:
             answers.put((number, size, report.already_complete))
 
 
-@pytest.mark.parametrize("where", ["disk", pytest.param("s3", marks=pytest.mark.service)])
-@pytest.mark.parametrize("sizes", [(24, 24), (24, 32)])
+@pytest.mark.parametrize(
+    ("where", "sizes"),
+    [
+        ("disk", (24, 32)),
+        pytest.param("s3", (24, 24), marks=pytest.mark.service),
+        pytest.param("disk", (24, 24), marks=pytest.mark.full),
+        pytest.param("s3", (24, 32), marks=[pytest.mark.full, pytest.mark.service]),
+    ],
+)
 def test_of_racing_processes_the_set_is_one_s(
     src: Path, tmp_path: Path, where: str, sizes: tuple[int, int], request: pytest.FixtureRequest
 ) -> None:

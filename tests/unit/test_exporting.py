@@ -61,6 +61,7 @@ def test_a_training_is_seen_while_it_runs_and_its_last_values_after_it(
     assert node.value("workers", **RUN) == 1.0 and (node.value("device_memory_bytes", **RUN) or 0) > 1e7
     assert (node.value("disk_free_bytes", run="mine") or 0) <= (node.value("disk_size_bytes", run="mine") or 0)
     assert node.value("nonfinite_stops_total", **RUN) == 0.0
+    until(lambda: 0 < (node.value("batch_seconds", **RUN) or 0) < 10)
     go_on.set()
     thread.join()
     until(lambda: node.value("trainings", **RUN) is None)

@@ -371,13 +371,22 @@ def test_bucket_in_the_host_name(
         assert proxy.requests[-1].path == f"/{stored['Key']}"  # the bucket is not in it
 
 
-def test_a_start_that_fails_says_why_and_leaves_no_process(seaweed: Seaweed, tmp_path: Path) -> None:
-    """A second server on the ports of the first."""
+def test_a_start_that_fails_says_why_and_leaves_no_process(
+    seaweed: Seaweed, stored: dict[str, str], tmp_path: Path
+) -> None:
+    """A second server on the ports of the first, which goes on as if nothing had been."""
+    sockets = {
+        path for port in seaweed._ports.values() for path in Path("/tmp").glob(f"seaweedfs-*{port + 10_000}.sock")
+    }
     second = Seaweed(tmp_path / "second", identities=(Identity("admin", ("Admin",)),))
     second._ports = seaweed._ports
     with pytest.raises(RuntimeError, match=r"the S3 server ended at its start; the end of .*output.txt:"):
         second.start()
     assert second.pid is None
+    assert sockets and all(path.exists() for path in sockets)
+    with closing(seaweed.client()) as client:
+        client.put_object(**stored, Body=DATA[::-1])
+        assert client.get_object(**stored)["Body"].read() == DATA[::-1]
 
 
 def test_a_program_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

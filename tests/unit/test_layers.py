@@ -153,3 +153,9 @@ def test_help_of_a_command_loads_no_heavy_library(command: tuple[str, ...]) -> N
 def test_help_answers_in_under_half_a_second() -> None:
     # Processor seconds and the best of three: what other programs do on this machine does not count.
     assert min(ask_for_help()[1] for _ in range(3)) < 0.5
+
+
+def test_trainings_and_pilots_begin_without_what_only_their_ends_need() -> None:
+    program = "import sys, hydramix_dist.orchestration.pilot; print(*{name.partition('.')[0] for name in sys.modules})"
+    loaded = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.split()
+    assert "torch" in loaded and not {"scipy", "skimage", "matplotlib", "pandas", "ray", "deepspeed"} & {*loaded}

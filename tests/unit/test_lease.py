@@ -3,10 +3,12 @@
 `Far` stands for object storage: its objects lie on this disk, where several processes see them, but no lock is used.
 """
 
+import fcntl
 import json
 import logging
 import multiprocessing
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -25,7 +27,7 @@ from hydramix_dist.orchestration.pilot import run_pilot
 from hydramix_dist.orchestration.pool import Ended
 from hydramix_dist.orchestration.train import train
 from hydramix_dist.store import Store, lease
-from hydramix_dist.store.lease import Lease, exclusively
+from hydramix_dist.store.lease import HeldError, Lease, exclusively, is_held
 
 if TYPE_CHECKING:
     from seaweed import Seaweed
@@ -399,3 +401,23 @@ def test_a_pilot_that_is_taken_over_stops_its_processes_and_leaves_the_folder_as
         run_pilot(data_url, settings, None, Far(tmp_path), TakenOver(tmp_path))
     assert json.loads((tmp_path / "status.json").read_bytes())["state"] == "running", "which is the taker's to say"
     assert not (tmp_path / "results.json").exists() and tiny.workers_of(os.getpid()) == []
+
+
+def test_a_lock_in_a_folder_that_was_deleted_meanwhile_is_taken_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between opening the file and locking it another process deletes the folder, and a third begins there."""
+    store = Store(tmp_path / "run")
+    flock, deleted = fcntl.flock, []
+
+    def late(*arguments: Any) -> None:
+        if not deleted:
+            deleted.append(True)
+            shutil.rmtree(tmp_path / "run")
+        flock(*arguments)
+
+    monkeypatch.setattr("fcntl.flock", late)
+    with exclusively(store):
+        assert deleted and is_held(store)
+        with pytest.raises(HeldError), exclusively(store):
+            pass

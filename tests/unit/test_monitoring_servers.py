@@ -110,6 +110,8 @@ def test_prometheus_looks_where_exporters_write() -> None:
     assert jobs["hydramix"] == [f"{MetricsSettings().targets}/*.json"]
     elsewhere = yaml.safe_load(prometheus_files(targets="/shared/x")["prometheus.yml"])
     assert elsewhere["scrape_configs"][0]["file_sd_configs"][0]["files"] == ["/shared/x/*.json"]
+    ray = yaml.safe_load(prometheus_files(ray="/shared/ray.json")["prometheus.yml"])["scrape_configs"]
+    assert [job["file_sd_configs"][0]["files"] for job in ray] == [jobs["hydramix"], ["/shared/ray.json"]]
 
 
 @pytest.mark.service
@@ -172,7 +174,8 @@ def test_an_alert_goes_its_way_from_a_rule_to_a_terminal(
         names = [{"alertname": name, "severity": severity, "run": run} for name, severity, run in alerts]
         assert post(f"{alertmanager.url}/api/v2/alerts", [{"labels": labels} for labels in names]) == 200
 
-        files = prometheus_files(targets=targets, alertmanager=alertmanager.address, factor=FACTOR)
+        ray = tmp_path / "none.json"  # not what a Ray of this machine's user has left
+        files = prometheus_files(targets=targets, ray=ray, alertmanager=alertmanager.address, factor=FACTOR)
         with Prometheus(tmp_path / "prometheus", files) as prometheus:
             assert prometheus.running and prometheus.query("1 + 1") == [({}, 2.0)]
             with pytest.raises(ValueError, match="parse error"):

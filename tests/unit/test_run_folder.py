@@ -104,7 +104,11 @@ def test_folder_without_a_run_is_said(tmp_path: Path) -> None:
         read_run(Store(tmp_path))
 
 
-@pytest.mark.parametrize("text", [b"", b"{", b"[]", b"3", b"null", b"{}", b"\xff\xfe{", b'{"schema_version": "1"}'])
+NO_FACTS = b'{"schema_version": 1, "kind": "pilot", "identity": {}, "facts": null}'
+NO_RECORD = (b"", b"{", b"[]", b"3", b"null", b"{}", b"\xff\xfe{", b'{"schema_version": "1"}', NO_FACTS)
+
+
+@pytest.mark.parametrize("text", NO_RECORD)
 def test_damaged_record_is_said_and_never_a_traceback(tmp_path: Path, text: bytes) -> None:
     (tmp_path / "run.json").write_bytes(text)
     with pytest.raises(UserError, match=r"run\.json is damaged"):

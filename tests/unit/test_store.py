@@ -3,6 +3,9 @@
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
+import tempfile
 import time
 import uuid
 from concurrent.futures import ThreadPoolExecutor
@@ -42,6 +45,18 @@ def store(request: pytest.FixtureRequest) -> Store:
 def shared(request: pytest.FixtureRequest) -> Store:
     """A fresh folder that several processes can reach."""
     return place(request.param, request)
+
+
+def test_one_listing_tells_sizes_and_times_and_many_objects_go_at_once(store: Store) -> None:
+    began = time.time()
+    for name in ("a/x", "a/y", "b"):
+        store.put(name, name.encode())
+    entries = store.entries()
+    assert {name: entry.bytes for name, entry in entries.items()} == {"a/x": 3, "a/y": 3, "b": 1}
+    assert all(began - 2 < entry.changed < time.time() + 2 for entry in entries.values())  # S3 tells whole seconds
+    assert store.entries("a").keys() == {"a/x", "a/y"} and store.entries("nothing") == {}
+    store.delete_all(["a/x", "b", "nothing"])
+    assert store.list() == ["a/y"]
 
 
 def test_what_is_put_is_read_back_whole_and_in_parts(store: Store) -> None:
@@ -212,6 +227,40 @@ def test_a_file_in_the_way_is_an_answer(tmp_path: Path) -> None:
                 act(name, b"")
     with pytest.raises(UserError, match="a folder of that name"):
         Store(tmp_path / "folder").put("x", b"")
+
+
+# Root may read all; what it imports it has to import before it is somebody else.
+READ_ALL = """
+import os, sys
+from hydramix_dist.errors import UserError
+from hydramix_dist.store import Store
+if os.geteuid() == 0:
+    os.seteuid(65534)
+store = Store(sys.argv[1])
+acts = [(act, "file") for act in (store.read, store.get, store.open)]
+acts += [(act, "folder/file") for act in (store.exists, store.size, store.list, store.entries)]
+for act, path in acts:
+    try:
+        act(path)
+    except UserError as error:
+        print(error)
+"""
+
+
+def test_what_may_not_be_read_is_an_answer() -> None:
+    with tempfile.TemporaryDirectory() as folder:  # pytest's own lets nobody in
+        Path(folder).chmod(0o755)
+        for name in ("file", "folder/file"):
+            Store(folder).put(name, b"secret")
+        for name in ("file", "folder"):
+            Path(folder, name).chmod(0)
+        program = [sys.executable, "-c", READ_ALL, folder]
+        done = subprocess.run(program, capture_output=True, text=True, timeout=60, check=True)
+    words = "no permission to read there; mend its rights"
+    assert done.stdout.splitlines() == [
+        *[f"cannot read {folder}/file: {words}"] * 3,
+        *[f"cannot read {folder}/folder/file: {words}"] * 4,
+    ]
 
 
 def test_a_block_s_own_errors_are_not_blamed_on_the_target(tmp_path: Path) -> None:

@@ -68,17 +68,8 @@ def undisturbed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPat
 # ---- from any topology to any other: (stage, number of processes) before and after; stage None is plain torch
 
 TOPOLOGIES = [(None, 1), *itertools.product(range(4), (1, 2, 3))]
-# Each stage and each number of processes on both sides at least once.
-SOME = {
-    ((None, 1), (2, 2)),
-    ((3, 2), (None, 1)),
-    ((1, 3), (3, 2)),
-    ((2, 2), (1, 3)),
-    ((0, 2), (3, 3)),
-    ((3, 3), (0, 2)),
-    ((1, 2), (1, 1)),
-    ((3, 1), (1, 2)),
-}
+# From and to one process, more and fewer of them, and each stage once.
+SOME = {((None, 1), (2, 2)), ((3, 2), (None, 1)), ((0, 2), (3, 3)), ((1, 3), (3, 2))}
 # The whole matrix is that of test_deepspeed_engine.py, where a case takes a tenth of the time; of it here each topology
 # with three others before and after it.
 MORE = {
@@ -110,11 +101,7 @@ def test_a_checkpoint_resumes_on_any_stage_and_number_of_processes(
 
 @pytest.mark.parametrize(
     ("stage", "world_size"),
-    [
-        pytest.param(s, w, marks=() if (s, w) in {(1, 2), (3, 2)} else pytest.mark.full)
-        for s in range(4)
-        for w in (2, 3)
-    ],
+    [pytest.param(s, w, marks=() if (s, w) == (3, 2) else pytest.mark.full) for s in range(4) for w in (2, 3)],
 )
 def test_resumed_on_the_same_topology_no_bit_differs(
     tmp_path: Path, undisturbed: tuple[str, Path], stage: int, world_size: int

@@ -1,6 +1,7 @@
 """What trainings record of themselves: each figure is what its definition in the table says."""
 
 import math
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from hydramix_dist.telemetry import METRICS, Histogram, Recorder, Value
 from hydramix_dist.training.engine import TorchEngine
 from hydramix_dist.training.loop import NonFiniteLossError
 from hydramix_dist.training.meter import Meter, Noted
+from hydramix_dist.training.stopwatch import MOST, Stopwatch
 
 
 class Kept:
@@ -143,6 +145,22 @@ def test_the_gap_is_between_the_training_batches_since_the_last_evaluation_and_h
     assert kept.last("generalization_gap_ratio") == pytest.approx(0.5)
     meter.evaluated(4, {"test_accuracy_ratio": 0.4})  # no batch since: none is made up
     assert "generalization_gap_ratio" not in kept.records[-1][1]
+
+
+def test_a_stopwatch_gives_the_mean_of_what_was_timed_since_it_was_last_asked() -> None:
+    stopwatch = Stopwatch(torch.device("cpu"))
+    assert stopwatch.mean() is None
+    for seconds in (0.01, 0.03):
+        with stopwatch.measured():
+            time.sleep(seconds)
+    time.sleep(1.0)  # between two stretches
+    found = stopwatch.mean()
+    assert found is not None and 0.02 <= found < 0.3
+    assert stopwatch.mean() is None
+    for _ in range(3 * MOST):
+        with stopwatch.measured():
+            pass
+    assert len(stopwatch._seconds) == MOST  # nobody asks: it must not grow for ever
 
 
 def test_observations_fall_into_the_bucket_whose_bound_they_reach() -> None:

@@ -21,6 +21,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from hydramix_dist.config.sweep import SearchSettings, SweepSettings
 from hydramix_dist.errors import StoreAwayError
+from hydramix_dist.orchestration.preflight import grown
 from hydramix_dist.orchestration.sweep.book import Book
 from hydramix_dist.orchestration.sweep.design import Design, Trial
 from hydramix_dist.orchestration.sweep.probe import Probe, probe
@@ -97,7 +98,7 @@ def run_on_tune(
 
 def nodes() -> list[Mapping[str, float]]:
     """Return what each living node of the cluster has."""
-    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return list(grown([node["Resources"] for node in ray.nodes() if node["Alive"]]))
 
 
 def probed(design: Design) -> Probe:
