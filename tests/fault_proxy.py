@@ -28,6 +28,7 @@ class Faults:
     in which concurrent requests arrive: the same requests meet the same faults in every run.
     """
 
+    gather: int = 0  # requests wait until so many have been there at one time, at most 10 s
     latency: float = 0.0  # seconds before a request is looked at
     unavailable: float = 0.0  # share answered 503 SlowDown; the server does not see them
     reset: float = 0.0  # share whose answer breaks off by a TCP reset half way through its body, or before its head
@@ -148,6 +149,9 @@ class FaultProxy:
         self.most_at_once = max(self.most_at_once, self._now)
         await self.saw(requests=1)
         faults = self.faults
+        patience = self._loop.time() + 10
+        while self.most_at_once < faults.gather and self._loop.time() < patience:
+            await asyncio.sleep(0.005)
         await asyncio.sleep(faults.latency)
         if faults.refuse(request.method, request.path):
             return "refuse"

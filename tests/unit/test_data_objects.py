@@ -180,7 +180,7 @@ def test_objects_are_read_side_by_side(proxied: "FaultProxy", bucket: str) -> No
     uploaded(f"{bucket}/src", class_files(["a", "b"], 20))
     with open_source(f"{bucket}/src") as source:
         proxied.clear()
-        proxied.faults.latency = 0.1
+        proxied.faults.gather, proxied.faults.latency = 16, 0.1
         assert len(list(source.payloads(range(40)))) == 40
     assert proxied.most_at_once == 16
 

@@ -108,11 +108,12 @@ def test_a_connection_serves_many_requests(client: Any, proxied: FaultProxy, sto
 
 
 def test_requests_at_once_are_counted(seaweed: Seaweed, proxied: FaultProxy, stored: dict[str, str]) -> None:
-    proxied.faults.latency = 0.2
+    proxied.faults.gather = 5
     with closing(seaweed.client(endpoint=proxied.endpoint)) as client, ThreadPoolExecutor(5) as pool:
         for answer in [pool.submit(client.head_object, **stored) for _ in range(5)]:
             answer.result()
         assert proxied.most_at_once == 5
+        proxied.faults.gather = 0
         proxied.clear()
         client.head_object(**stored)
     assert proxied.most_at_once == 1 and len(proxied.requests) == 1

@@ -80,7 +80,7 @@ def test_threads_that_begin_together_share_one_client_and_its_limit(
 ) -> None:
     store.put("x", b"1")
     configured(requests=3)  # a client that none of them has made yet
-    proxied.faults.latency = 0.05
+    proxied.faults.gather, proxied.faults.latency = 2, 0.05
     proxied.clear()
     together, turns = threading.Barrier(16), iter(range(16))
 

@@ -187,7 +187,7 @@ def test_five_images_of_each_class_of_ten_thousand_cost_fifty_small_reads_side_b
     proxied.clear()
     before = traffic.values()
     data = Dataset.open(url)
-    opening, proxied.faults.latency = len(proxied.requests), 0.05
+    opening, proxied.faults.gather, proxied.faults.latency = len(proxied.requests), 16, 0.05
     shots = load_shots(data, draw_subset(data.labels("train"), 5, 0), 32, None)
     after = traffic.values()
     assert torch.bincount(shots.labels_N).tolist() == [5] * 10
