@@ -239,7 +239,7 @@ def test_without_an_exporter_there_is_one_warning_and_no_waiting(node: Node, cap
         f"metrics are not exported: no metrics at 192.0.2.1:{node.port}: Cannot assign requested address; "
         "give another host or port; training goes on"
     ]
-    assert slowest < 0.2 and time.monotonic() - began < starting.WAIT_SECONDS
+    assert slowest < starting.WAIT_SECONDS / 5 and time.monotonic() - began < starting.WAIT_SECONDS
 
 
 def test_a_busy_exporter_is_not_waited_for_and_hears_the_last_values(node: Node) -> None:
