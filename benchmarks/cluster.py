@@ -187,6 +187,9 @@ def _submissions(cluster: Rehearsal, repeats: int) -> None:
 
 
 def _traffic(cluster: Rehearsal) -> None:
+    for host in cluster.workers:  # one may be off, and what Ray sends is not to be counted
+        host.kill()
+        host.boot()
     found = cluster_traffic.measure(cluster.network, *cluster.workers)
     cluster_traffic.show(found)
     common.record("cluster_traffic", **{f"zero{stage}": values for stage, values in found.items()})
