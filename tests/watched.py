@@ -10,16 +10,15 @@ import socket
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Iterator, Mapping
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
 import tiny
 import yaml
+from answering import Answering, Answers
 from servers import Alertmanager, Prometheus, alertmanager_config, free_port, prometheus_files
 
 from hydramix_dist.config.metrics import VARIABLE
@@ -28,34 +27,19 @@ MONITORING = Path(__file__).resolve().parents[1] / "monitoring"
 FACTOR = 20.0  # [5m] is 15 s, in which a process tells of itself seven times; a scrape each 0.75 s
 
 
-class Webhook:
+class Webhook(Answering):
     """What is woken: takes Alertmanager's messages on a port of its own while the context lasts."""
 
     def __init__(self) -> None:
         self.received: list[dict[str, Any]] = []
         received = self.received
 
-        class Handler(BaseHTTPRequestHandler):
+        class Handler(Answers):
             def do_POST(self) -> None:
                 received.extend(json.loads(self.rfile.read(int(self.headers["Content-Length"])))["alerts"])
-                self.send_response(200)
-                self.end_headers()
+                self.answer(200)
 
-            def log_message(self, *_: Any) -> None:
-                pass
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self._server.server_port}/"
-        self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
-
-    def __enter__(self) -> "Webhook":
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._server.shutdown()
-        self._thread.join()
-        self._server.server_close()
+        super().__init__(Handler)
 
     def told(self, alert: str, **labels: str) -> list[dict[str, Any]]:
         """Return the messages of an alert that fires, with these labels."""

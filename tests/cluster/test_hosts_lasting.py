@@ -4,19 +4,20 @@ Health checks are quick here, so that a silent host is taken for lost after 3 s.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import pytest
 import tiny
 from host_runs import IMAGES, newest
+from hosts import Host
 from ray_hosts import QUICK_HEALTH
-from rehearsal import Rehearsal, host_lost, link_cut, link_lost
+from rehearsal import Rehearsal, Training, host_lost, link_cut, link_lost
 
 from hydramix_dist.checkpoint import EngineState
 
 # From the loss to the next checkpoint of those that go on. About 25 s on an idle machine.
 RECOVERY_SECONDS = 90.0
-
+Lose = Callable[[Training, Host], tuple[float, float]]
 
 pytestmark = pytest.mark.full
 
@@ -32,31 +33,19 @@ def test_over_two_hosts_as_on_one_machine(hosts: Rehearsal, alone: Mapping[str, 
     tiny.assert_near(newest(training).engines, alone)
 
 
-def test_host_lost(hosts: Rehearsal, alone: Mapping[str, EngineState]) -> None:
-    """The other one goes on alone."""
-    training = hosts.train("host-lost", IMAGES, min_workers=1)
+@pytest.mark.parametrize(("lose", "number"), [(host_lost, 1), (link_lost, 0)])
+def test_lost_for_good(hosts: Rehearsal, alone: Mapping[str, EngineState], lose: Lose, number: int) -> None:
+    """The power goes, or the link of a host whose processes live: the other host goes on alone."""
+    training, lost = hosts.train(lose.__name__, IMAGES, min_workers=1), hosts.workers[number]
     training.saves()
     assert all(map(hosts.trains, hosts.workers))
-    gone_on, saved = host_lost(training, hosts.workers[1])
+    gone_on, saved = lose(training, lost)
     told = training.ended()
     print(f"goes on after {gone_on:.1f} s, next checkpoint after {saved:.1f} s")
     assert saved < RECOVERY_SECONDS
     assert re.search(r"going on with 1 worker instead of 2, from the checkpoint after [1-9]\d* images", told)
     tiny.assert_near(newest(training).engines, alone)
-
-
-def test_link_cut_for_good(hosts: Rehearsal, alone: Mapping[str, EngineState]) -> None:
-    """As a lost host, though its processes live; what comes back later must come as a new node."""
-    training = hosts.train("link-lost", IMAGES, min_workers=1)
-    training.saves()
-    assert all(map(hosts.trains, hosts.workers))
-    gone_on, saved = link_lost(training, hosts.workers[0])
-    told = training.ended()
-    print(f"goes on after {gone_on:.1f} s, next checkpoint after {saved:.1f} s")
-    assert saved < RECOVERY_SECONDS
-    assert "going on with 1 worker instead of 2" in told
-    tiny.assert_near(newest(training).engines, alone)
-    assert hosts.ray is not None and not hosts.ray.nodes(hosts.workers[0].address)
+    assert hosts.ray is not None and not hosts.ray.nodes(lost.address)
 
 
 def test_link_cut_for_ten_seconds(hosts: Rehearsal, alone: Mapping[str, EngineState]) -> None:

@@ -10,10 +10,10 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from answering import Answering, Answers
 from versions import ROOT
 
 NODE = ROOT / "cluster" / "node"
@@ -35,14 +35,14 @@ time.sleep(60)
 """
 
 
-class Metadata:
+class Metadata(Answering):
     """Plays Amazon's metadata service: asks for its token, and announces the end once `over` is set."""
 
     def __init__(self) -> None:
         self.over = threading.Event()
         over = self.over
 
-        class Handler(BaseHTTPRequestHandler):
+        class Handler(Answers):
             def do_PUT(self) -> None:
                 asked = self.path == "/latest/api/token" and "X-aws-ec2-metadata-token-ttl-seconds" in self.headers
                 self.answer(200 if asked else 400, b"the token")
@@ -55,27 +55,7 @@ class Metadata:
                 else:
                     self.answer(200, b'{"action": "terminate", "time": "2026-11-27T22:00:00Z"}')
 
-            def answer(self, status: int, body: bytes) -> None:
-                self.send_response(status)
-                self.send_header("Content-Length", str(len(body)))
-                self.end_headers()
-                self.wfile.write(body)
-
-            def log_message(self, *_: object) -> None:
-                pass
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self._server.server_port}"
-        self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
-
-    def __enter__(self) -> "Metadata":
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._server.shutdown()
-        self._thread.join()
-        self._server.server_close()
+        super().__init__(Handler)
 
 
 @pytest.fixture
